@@ -1,0 +1,48 @@
+"""Lets Chainer 7.8.1, its last release, import on today's NumPy, Python and CuPy: import this module before Chainer.
+
+Each patch puts back one name that Chainer looks up and its dependency has since removed. Where the original is still
+there, nothing is touched.
+"""
+import sys
+import types
+import warnings
+
+import numpy
+
+# NumPy 2.0 removed `sctypes`; chainer.functions.as_strided builds its tables of integer and float types from it.
+if not hasattr(numpy, 'sctypes'):
+    numpy.sctypes = {
+        'int': [numpy.int8, numpy.int16, numpy.int32, numpy.int64],
+        'uint': [numpy.uint8, numpy.uint16, numpy.uint32, numpy.uint64],
+        'float': [numpy.float16, numpy.float32, numpy.float64, numpy.longdouble],
+        'complex': [numpy.complex64, numpy.complex128, numpy.clongdouble],
+        'others': [bool, object, bytes, str, numpy.void],
+    }
+
+# Python 3.12 ended numpy.distutils. Chainer imports system_info at start-up and calls its get_info on macOS alone, to
+# warn of a BLAS that wheels no longer link; an empty answer means "no such BLAS".
+with warnings.catch_warnings():
+    warnings.simplefilter('ignore', DeprecationWarning)
+    try:
+        import numpy.distutils.system_info  # noqa: F401
+    except ImportError:
+        _distutils = types.ModuleType('numpy.distutils')
+        _distutils.system_info = types.ModuleType('numpy.distutils.system_info')
+        _distutils.system_info.get_info = lambda name: {}
+        sys.modules.setdefault('numpy.distutils', _distutils)
+        sys.modules.setdefault('numpy.distutils.system_info', _distutils.system_info)
+        if not hasattr(numpy, 'distutils'):
+            numpy.distutils = _distutils
+
+# CuPy 14.0 lost the name cupy.cuda.cublas, and Chainer then takes CUDA for missing.
+try:
+    import cupy.cuda
+    if not hasattr(cupy.cuda, 'cublas'):
+        from cupy_backends.cuda.libs import cublas
+        cupy.cuda.cublas = cublas
+        sys.modules.setdefault('cupy.cuda.cublas', cublas)
+except ImportError:
+    pass  # no CuPy, or no CUDA behind it: Chainer runs on the CPU, and says why when asked for a GPU
+
+# Chainer checks its optional dependencies through pkg_resources, which warns of its own age at every start.
+warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)

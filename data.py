@@ -1,0 +1,390 @@
+"""Few-shot data: Omniglot, a synthetic stand-in for it, and the sampler of episodes.
+
+A data set is a plain dict {class name: uint8 array of images}; the images of a class have the shape
+(n_images, H, W), or (n_images, H, W, 3) in colour, and 255 means full ink or full brightness.
+"""
+
+import collections
+import contextlib
+import hashlib
+import http.client
+import io
+import os
+import re
+import sys
+import typing
+import urllib.request
+import zipfile
+import zlib
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+OMNIGLOT_URL = 'https://github.com/brendenlake/omniglot/raw/master/python/'
+OMNIGLOT_MD5 = {
+    'images_background.zip': '68d2efa1b9178cc56df9314c21c6e718',
+    'images_evaluation.zip': '6b91aef0f799c5bb55b94e3f2daec811',
+}
+N_CHARACTERS = {'images_background.zip': 964, 'images_evaluation.zip': 659}
+N_DRAWERS = 20
+SIZE = 28  # height and width of a character, in pixels
+
+SPLITS = ('previous', 'standard')
+N_TRAIN = 1200  # training classes of the 'previous' split
+SPLIT_SEED = 0
+
+NETWORK_TIMEOUT = 10  # seconds
+
+
+# Files of classes -----------------------------------------------------------------------------------------
+
+
+def load_classes(path):
+    """Read a data set from an npz file that holds one array a class, under the class's name.
+
+    Arrays are uint8 in 0..255, or float in [0, 1] (the layout of the paper's authors), which is rounded to
+    uint8. Returns a dict {class name: uint8 (n_images, H, W) or (n_images, H, W, 3)}, in the file's order.
+
+    Raises FileNotFoundError if there is no such file, and ValueError, with the file's and the class's name,
+    if it is not an npz, is damaged or empty, or if an array has another dtype, range or shape.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'{path} does not exist: give the path of an npz file with one array a class')
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f'{path} is not an npz file, or is cut short: delete it and make it anew')
+    classes = {}
+    where = f'{path}'
+    try:
+        with np.load(path) as archive:
+            for name in archive.files:
+                where = f'{path}, class {name!r}'
+                classes[name] = _to_uint8(np.asarray(archive[name]))
+    except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f'{where}: {error}. Make the file anew, with one array a class: uint8, or float in '
+                         '[0, 1], of shape (n_images, H, W) or (n_images, H, W, 3)') from error
+    if not classes:
+        raise ValueError(f'{path} holds no class: make it anew, with one array a class')
+    shapes = {name: images.shape[1:] for name, images in classes.items()}
+    first = next(iter(shapes))
+    for name, shape in shapes.items():
+        if shape != shapes[first]:
+            raise ValueError(f'{path}: the images of class {name!r} have shape {shape}, those of class '
+                             f'{first!r} {shapes[first]}: resize them to one shape')
+    return classes
+
+
+def save_classes(path, classes):
+    """Write a data set, a dict as `load_classes` returns it, to the npz file `path`.
+
+    The file appears under its name only when it is complete; an older one stays intact until then.
+    """
+    with _replacing(path) as file:
+        np.savez(file, **classes)
+
+
+def _to_uint8(images):
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or images.size == 0:
+        raise ValueError(f'the array has shape {images.shape}')
+    if images.dtype == np.uint8:
+        return images
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f'the array has dtype {images.dtype}')
+    if not (images.min() >= 0 and images.max() <= 1):  # put this way round, NaN is refused too
+        raise ValueError(f'the floats reach from {images.min()} to {images.max()}')
+    return np.rint(images * 255).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """Open a temporary file beside `path`, which takes that name only if the block succeeds."""
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    temporary = f'{path}.{os.getpid()}.part'
+    try:
+        with open(temporary, 'wb') as file:
+            yield file
+        os.replace(temporary, path)
+    except BaseException:  # Ctrl-C leaves nothing behind either
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+        raise
+
+
+# Omniglot -------------------------------------------------------------------------------------------------
+
+
+def omniglot(input_path='data/omniglot', split='previous', download=True):
+    """Omniglot (Lake et al., 2015), 28x28, split into training and test classes.
+
+    `split` is 'previous' (Vinyals et al., 2016: 1200 random classes to train on, the other 423 to test) or
+    'standard' (the 964 background classes to train on, the 659 evaluation classes to test).
+
+    The two official zips are looked for in `input_path`, then in the folder that the environment variable
+    OMNIGLOT_DIR names; without that variable they are downloaded, unless `download` is False. The images are
+    kept as `input_path`/`split`/{train,test}.npz, and later calls read only these. If the zips cannot be had,
+    a banner on stderr says so, and 400 + 200 classes of synthetic strokes are returned.
+
+    Returns (train, test, name): two dicts {class name: uint8 (20, 28, 28)}, where 255 is ink and 0 is paper,
+    and the data set's name, 'Omniglot' or 'synthetic strokes'.
+
+    Raises ValueError for an unknown split, for a download with a wrong checksum, and for a damaged or
+    incomplete zip; FileNotFoundError if OMNIGLOT_DIR is set, but a zip is missing there.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'unknown split {split!r}: choose one of {", ".join(map(repr, SPLITS))}')
+    train_path, test_path = [os.path.join(input_path, split, part) for part in ('train.npz', 'test.npz')]
+    if not (os.path.isfile(train_path) and os.path.isfile(test_path)):
+        try:
+            zips = [_find_zip(name, input_path, download) for name in N_CHARACTERS]
+        except _Unavailable as reason:
+            _print_banner(reason, input_path)
+            classes = list(synthetic_strokes(600).items())
+            return dict(classes[:400]), dict(classes[400:]), 'synthetic strokes'
+        train, test = _split_classes(*map(_read_zip, zips), split)
+        save_classes(train_path, train)
+        save_classes(test_path, test)
+    return load_classes(train_path), load_classes(test_path), 'Omniglot'
+
+
+class _Unavailable(Exception):
+    """Omniglot is not on this computer and could not be downloaded."""
+
+
+def _find_zip(name, input_path, download):
+    path = os.path.join(input_path, name)
+    if os.path.isfile(path):
+        return path
+    folder = os.environ.get('OMNIGLOT_DIR')
+    if folder:  # set on purpose: a missing file there is a mistake to report, not to work around
+        elsewhere = os.path.join(folder, name)
+        if not os.path.isfile(elsewhere):
+            raise FileNotFoundError(f'OMNIGLOT_DIR is set, but {elsewhere} does not exist: put the zip there '
+                                    f'(from {OMNIGLOT_URL}{name}), or unset OMNIGLOT_DIR')
+        return elsewhere
+    if not download:
+        raise _Unavailable(f'{path} does not exist and downloads are switched off')
+    content = _download(name)
+    with _replacing(path) as file:
+        file.write(content)
+    return path
+
+
+def _download(name):
+    chunks = []
+    try:
+        with urllib.request.urlopen(OMNIGLOT_URL + name, timeout=NETWORK_TIMEOUT) as response:
+            size = response.headers.get('Content-Length')
+            with tqdm(total=size and int(size), desc=name, unit='B', unit_scale=True) as bar:
+                for chunk in iter(lambda: response.read(1 << 16), b''):
+                    chunks.append(chunk)
+                    bar.update(len(chunk))
+    except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+        raise _Unavailable(f'{name} could not be downloaded ({error})') from error
+    content = b''.join(chunks)
+    md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 != OMNIGLOT_MD5[name]:
+        raise ValueError(f'the download of {OMNIGLOT_URL}{name} has the MD5 {md5}, not {OMNIGLOT_MD5[name]}: '
+                         'it was cut short or changed on its way; try again, or fetch the file by hand')
+    return content
+
+
+def _read_zip(path):
+    """Decode an official zip into {'<zip name>/<Alphabet>/character01': uint8 (20, 28, 28)}."""
+    zip_name = os.path.basename(path)
+    remedy = f'delete it and fetch it anew from {OMNIGLOT_URL}{zip_name}'
+    drawing = re.compile(re.escape(os.path.splitext(zip_name)[0]) + r'/[^/]+/[^/]+/[^/]+\.png')
+    try:
+        with zipfile.ZipFile(path) as archive:
+            characters = collections.defaultdict(list)
+            for member in sorted(filter(drawing.fullmatch, archive.namelist())):
+                characters[os.path.dirname(member)].append(member)
+            if len(characters) != N_CHARACTERS[zip_name]:
+                raise ValueError(f'{path} holds {len(characters)} characters, not {N_CHARACTERS[zip_name]}: '
+                                 f'it is not the whole data set; {remedy}')
+            for name, members in characters.items():
+                if len(members) != N_DRAWERS:
+                    raise ValueError(f'{path}: {name} has {len(members)} drawings, not {N_DRAWERS}; {remedy}')
+            progress = tqdm(characters.items(), desc=f'decoding {zip_name}', unit=' characters')
+            return {name: np.stack([_decode(archive.read(member)) for member in members])
+                    for name, members in progress}
+    except (zipfile.BadZipFile, zlib.error, OSError) as error:  # OSError: Pillow's, for a broken image
+        raise ValueError(f'{path} cannot be read, it seems damaged ({error}): {remedy}') from error
+
+
+def _decode(png):
+    """Black ink on white paper, 105x105, to uint8 (28, 28) where 255 is ink."""
+    with Image.open(io.BytesIO(png)) as image:
+        small = image.convert('L').resize((SIZE, SIZE), Image.Resampling.BOX)
+    return 255 - np.asarray(small)
+
+
+def _split_classes(background, evaluation, split):
+    if split == 'standard':
+        return background, evaluation
+    classes = {**background, **evaluation}
+    # The stream of a RandomState is frozen, so that every version of NumPy draws the same split.
+    order = np.random.RandomState(SPLIT_SEED).permutation(len(classes))
+    names = sorted(classes)
+    train, test = [{names[i]: classes[names[i]] for i in part} for part in (order[:N_TRAIN], order[N_TRAIN:])]
+    return train, test
+
+
+def _print_banner(reason, input_path):
+    rule = '!' * 100
+    print(f"""
+{rule}
+!!  THIS IS NOT OMNIGLOT: synthetic stroke characters are used in its place.
+!!
+!!  Why: {reason}.
+!!  The numbers of this run are NOT results on Omniglot and cannot be compared with the paper's.
+!!
+!!  To get the data, put {' and '.join(N_CHARACTERS)}
+!!  from {OMNIGLOT_URL}
+!!  into {os.path.abspath(input_path)},
+!!  or set the environment variable OMNIGLOT_DIR to the folder that holds them.
+{rule}
+""", file=sys.stderr, flush=True)
+
+
+# Synthetic characters -------------------------------------------------------------------------------------
+
+
+def synthetic_strokes(n_classes=600, n_drawers=20, seed=0):
+    """Invented characters, about as hard to tell apart as Omniglot's, for work without the data set.
+
+    A class is 2 to 4 curved strokes; each of its drawers has a hand, a slant, a place and a pen of their own.
+    Returns {class name: uint8 (n_drawers, 28, 28)}; the same seed gives the same images everywhere.
+    """
+    rng = np.random.RandomState(seed)
+    return {f'strokes{i:04d}': _draw(_invent_strokes(rng), n_drawers, rng) for i in range(n_classes)}
+
+
+def _invent_strokes(rng):
+    """Control points, (n_strokes, 4, 2) in about [-1, 1], of the cubic Bezier curves of a new character."""
+    n_strokes = rng.randint(2, 5)
+    # Strokes run between points of a 3x3 grid: like a letter's, they share corners and heights.
+    ends = np.array([rng.permutation(9)[:2] for _ in range(n_strokes)])
+    ends = np.stack([ends % 3, ends // 3], axis=2) - 1
+    straight = np.linspace([1, 0], [0, 1], 4) @ ends
+    bend = rng.normal(0, 0.6, (n_strokes, 1, 2)) * [[0], [1], [1], [0]]
+    return straight + bend + rng.normal(0, 0.25, (n_strokes, 4, 2))
+
+
+def _draw(strokes, n_drawers, rng):
+    """uint8 (n_drawers, 28, 28): the character as drawn by `n_drawers` hands."""
+    n_strokes = len(strokes)
+    hand = (strokes + rng.normal(0, 0.15, (n_drawers, n_strokes, 1, 2))  # strokes misplaced...
+            + rng.normal(0, 0.15, (n_drawers, n_strokes, 4, 2)))  # ...and misshapen
+    warp = np.eye(2) + rng.normal(0, 0.12, (n_drawers, 1, 2, 2))  # slant, scale and rotation
+    shift = rng.normal(0, 1.3, (n_drawers, 1, 1, 2))
+    pen = rng.uniform(0.4, 0.6, (n_drawers, 1, 1))
+
+    t = np.linspace(0, 1, 40)[:, None]
+    bezier = np.hstack([(1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t ** 2 * (1 - t), t ** 3])
+    curves = 0.27 * SIZE * (bezier @ hand @ warp) + (SIZE - 1) / 2 + shift
+    lengths = np.linalg.norm(np.gradient(curves, axis=2), axis=3).reshape(n_drawers, -1, 1)
+    x, y = np.moveaxis(curves.reshape(n_drawers, -1, 1, 2), 3, 0)
+
+    # The pen's tip is a Gaussian, a product of one factor in x and one in y, so that the ink, its integral
+    # along the curves, is one matrix product a drawing.
+    tip_x, tip_y = [np.exp(-0.5 * ((centre - np.arange(SIZE)) / pen) ** 2) for centre in (x, y)]
+    ink = tip_y.transpose(0, 2, 1) @ (tip_x * lengths / (np.sqrt(2 * np.pi) * pen))
+    return np.rint(255 * np.minimum(ink, 1)).astype(np.uint8)
+
+
+# Episodes -------------------------------------------------------------------------------------------------
+
+
+class Episode(typing.NamedTuple):
+    """One task: a labelled support set to learn from, and a query set to be tested on.
+
+    Images are float32 in [0, 1], labels int32 in 0..way-1; C is 1, or 3 in colour.
+    """
+
+    support_x: np.ndarray  # (way * shot, C, H, W)
+    support_y: np.ndarray  # (way * shot,)
+    query_x: np.ndarray  # (way * n_query, C, H, W)
+    query_y: np.ndarray  # (way * n_query,)
+
+
+class EpisodeSampler:
+    """An endless iterator over random episodes.
+
+    Each episode has `way` different classes, labelled in random order, and of each class `shot` support and
+    `n_query` query images, all different. With `rotate`, each class is turned by a random multiple of 90
+    degrees, support and query alike. The arrays are of `xp`, numpy or cupy. The random numbers are the
+    sampler's own and depend on `seed` alone.
+
+    Raises ValueError if way < 2, shot < 1 or n_query < 1, if there are too few classes or images for
+    them, or if images to rotate are not square.
+    """
+
+    def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np):
+        for setting, value, least in ('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1):
+            if value < least:
+                raise ValueError(f'{setting} is {value}, but must be at least {least}')
+        if not classes:
+            raise ValueError('there are no classes to sample from: load a data set that has some')
+        if len(classes) < way:
+            raise ValueError(f'{way}-way episodes need {way} classes, but there are only {len(classes)}: '
+                             'lower the way, or load more classes')
+        small = [name for name, images in classes.items() if len(images) < shot + n_query]
+        if small:
+            raise ValueError(f'an episode needs shot + n_query = {shot + n_query} images of a class, but '
+                             f'{len(small)} of the {len(classes)} classes have fewer: {", ".join(small[:5])}'
+                             f'{", ..." if len(small) > 5 else ""}; lower shot or n_query')
+        if rotate:
+            for name, images in classes.items():
+                if images.shape[1] != images.shape[2]:
+                    raise ValueError(f'the images of class {name!r} are {images.shape[1]}x{images.shape[2]}: '
+                                     'only square ones can be rotated; set rotate=False')
+        self.way = way
+        self.shot = shot
+        self.n_query = n_query
+        self.rotate = rotate
+        self.xp = xp
+        self._classes = list(classes.values())
+        self._rng = np.random.RandomState(seed)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return self.sample()
+
+    def sample(self):
+        """Draw an Episode."""
+        support, query = [], []
+        for i in self._rng.permutation(len(self._classes))[:self.way]:
+            images = self._classes[i]
+            images = images[self._rng.permutation(len(images))[:self.shot + self.n_query]]
+            if self.rotate:
+                images = np.rot90(images, self._rng.randint(4), axes=(1, 2))
+            support.append(images[:self.shot])
+            query.append(images[self.shot:])
+        return Episode(*self._shuffle(support), *self._shuffle(query))
+
+    def _shuffle(self, images):
+        """Images by label, a list of `way` uint8 arrays, to a shuffled batch (x, y)."""
+        order = self._rng.permutation(sum(map(len, images)))
+        x = np.concatenate(images)[order]
+        x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
+        y = np.repeat(np.arange(self.way, dtype=np.int32), len(images[0]))[order]
+        return self.xp.asarray(np.divide(x, 255, dtype=np.float32, order='C')), self.xp.asarray(y)
+
+    def get_state(self):
+        """The state of the random generator, a uint32 array (628,): it fits in an npz."""
+        _, key, position, has_gauss, gauss = self._rng.get_state()
+        counters = np.array([position, has_gauss], dtype=np.uint32)
+        return np.concatenate([key, counters, np.array([gauss]).view(np.uint32)])
+
+    def set_state(self, state):
+        """Go on exactly where the sampler whose `get_state` gave `state` was.
+
+        Raises ValueError if `state` is not a uint32 array (628,).
+        """
+        if state.shape != (628,) or state.dtype != np.uint32:
+            raise ValueError(f'a {state.dtype} array of shape {state.shape} is not the state of a sampler: '
+                             'give the uint32 array (628,) that get_state returned')
+        key, (position, has_gauss), gauss = state[:624], state[624:626].tolist(), state[626:].view(np.float64)
+        self._rng.set_state(('MT19937', key, position, has_gauss, gauss.item()))

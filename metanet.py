@@ -1,0 +1,377 @@
+"""Meta Networks (Munkhdalai & Yu, ICML 2017) in Chainer.
+
+A base learner b and an embedding u learn slow weights across tasks. Within a task the meta learner, m and d, turns their loss
+gradients on the support set into fast weights for the layers marked as adaptable: in u one set for the task, in b one set
+for every query example, read from a memory. `MetaNet.forward` is Algorithm 1 of the paper. The idea, step by step:
+
+    1 define a network               a `Network` with a `forward`: `CNN` below, or one of your own
+    2 mark its adaptable layers      make them `FastConvolution2D` and `FastLinear`
+    3 define the meta information    `MetaNet.meta_information`: loss gradients
+    4 fast-parameterise, augment     `ExampleLearner` m and `TaskLearner` d; `FastLayer.forward`
+    5 train end to end               `MetaNet.loss` under any Chainer optimizer
+"""
+import contextlib
+
+import chainer_compat  # noqa: F401  (before Chainer)
+import chainer
+import chainer.functions as F
+import chainer.links as L
+
+import functions
+
+
+class FastLayer(chainer.Link):
+    """A layer of slow weights that fast weights can augment (section 3.3): activation(W x) + activation(W* x).
+
+    While it has no fast weights, it is an ordinary layer: activation(W x). There is no bias. Subclasses name the product.
+
+    Args:
+        shape: shape of the slow weights, the parameter `W`.
+        activation: function applied to each product before the sum; None for none.
+    """
+
+    def __init__(self, shape, activation):
+        super().__init__()
+        self.activation = activation
+        self.copies = None  # stand in for the slow weights, one for each group of examples
+        self.fast = None  # for all examples, or one for each group of examples
+        self.group = 1  # consecutive examples to a group
+        self.alive = None  # a list while `MetaNet.watch` counts
+        with self.init_scope():
+            self.W = chainer.Parameter(chainer.initializers.LeCunNormal(), shape)
+
+    def slow(self):
+        """The slow weights, laid out as products and fast weights have them."""
+        return self.W
+
+    def forward(self, x):
+        weights = [self.slow() if self.copies is None else self.copies]
+        if self.fast is not None:
+            weights.append(self.fast)
+            if self.alive is not None:
+                self.alive.append(float((self.product(x, [self.fast], self.group).array > 0).mean()))
+        if self.activation in (None, F.relu):
+            return self.product(x, weights, self.group, relu=self.activation is F.relu)
+        return sum(self.activation(self.product(x, [weight], self.group)) for weight in weights)
+
+
+class FastConvolution2D(FastLayer):
+    """An adaptable convolution: stride 1, output as large as the input, no bias.
+
+    Args:
+        in_channels, out_channels: numbers of feature maps.
+        ksize: side of the kernel, odd.
+        activation: as in `FastLayer`.
+    """
+
+    product = staticmethod(functions.convolution)
+
+    def __init__(self, in_channels, out_channels, ksize=3, activation=F.relu):
+        if ksize % 2 == 0:
+            raise ValueError('ksize must be odd for the output to be as large as the input, not %d' % ksize)
+        super().__init__((out_channels, in_channels, ksize, ksize), activation)
+
+    def slow(self):
+        return F.transpose(self.W, (0, 2, 3, 1))
+
+
+class FastLinear(FastLayer):
+    """An adaptable fully connected layer without bias.
+
+    Args:
+        in_size, out_size: numbers of units.
+        activation: as in `FastLayer`.
+    """
+
+    product = staticmethod(functions.linear)
+
+    def __init__(self, in_size, out_size, activation=F.relu):
+        super().__init__((out_size, in_size), activation)
+
+
+class SoftmaxLayer(FastLinear):
+    """The class scores of a `Network`: its augmented output has no ReLU."""
+
+    def __init__(self, in_size, way):
+        super().__init__(in_size, way, activation=None)
+
+
+class Network(chainer.Chain):
+    """A base learner or an embedding: derive from it, make the layers in `init_scope`, and write `forward`.
+
+    `forward(x)` takes a batch of n inputs and returns (n, `n_out`): a base learner's last hidden layer, or an embedding's
+    keys. Softmax layers come with `add_way`, one for each number of classes, named `softmax5`, `softmax20`, ...
+
+    Args:
+        n_out: units of the output.
+    """
+
+    def __init__(self, n_out):
+        super().__init__()
+        self.n_out = n_out
+
+    def add_way(self, way):
+        """Adds a softmax layer for `way` classes: untrained, so *inserted* (section 4.2.1) unless training uses it."""
+        with self.init_scope():
+            setattr(self, 'softmax%d' % way, SoftmaxLayer(self.n_out, way))
+
+    def softmax(self, way):
+        try:
+            return self['softmax%d' % way]
+        except KeyError:
+            raise ValueError('there is no softmax layer for %d classes; name that number among the `ways` of MetaNet'
+                             % way) from None
+
+    def classify(self, x, way):
+        """Class scores (n, way). The ReLU makes a hidden layer of an embedding's keys; a base learner's has had it."""
+        return self.softmax(way)(F.relu(self(x)))
+
+    def fast_layers(self, way=None):
+        """The adaptable layers of `forward`; with `way` also the softmax layer for that number of classes."""
+        layers = [link for link in self.links() if isinstance(link, FastLayer) and not isinstance(link, SoftmaxLayer)]
+        return layers if way is None else layers + [self.softmax(way)]
+
+    @contextlib.contextmanager
+    def augmented(self, fast, way=None, group=1):
+        """Within it the layers `fast_layers(way)` are augmented by `fast`: variables, in the same order."""
+        with _set(self.fast_layers(way), fast=fast, group=group):
+            yield
+
+    @contextlib.contextmanager
+    def copied(self, way, group, n_groups):
+        """Within it each group of examples has a copy of the slow weights to itself; yields the copies, as constants."""
+        layers = self.fast_layers(way)
+        copies = []
+        for layer in layers:
+            slow = layer.slow().array
+            copies.append(chainer.Variable(self.xp.broadcast_to(slow, (n_groups,) + slow.shape)))
+        with _set(layers, copies=copies, group=group):
+            yield copies
+
+
+@contextlib.contextmanager
+def _set(layers, group, **values):
+    """Sets attributes of layers, a list of values for each attribute, and clears them at the end."""
+    (name, values), = values.items()
+    try:
+        for layer, value in zip(layers, values):
+            setattr(layer, name, value)
+            layer.group = group
+        yield
+    finally:
+        for layer in layers:
+            setattr(layer, name, None)
+
+
+class CNN(Network):
+    """Five convolutions, each with ReLU and pooling, and a fully connected layer, all adaptable: the full model's b and u.
+
+    Args:
+        n_filters: feature maps of each convolution, and units of the output.
+        activation: of the fully connected layer: F.relu in a base learner, None in an embedding.
+        in_channels: 1 for grey images. Images are 28x28.
+    """
+
+    def __init__(self, n_filters=64, activation=F.relu, in_channels=1):
+        super().__init__(n_filters)
+        with self.init_scope():
+            self.conv1 = FastConvolution2D(in_channels, n_filters)
+            self.conv2 = FastConvolution2D(n_filters, n_filters)
+            self.conv3 = FastConvolution2D(n_filters, n_filters)
+            self.conv4 = FastConvolution2D(n_filters, n_filters)
+            self.conv5 = FastConvolution2D(n_filters, n_filters)
+            self.fc1 = FastLinear(n_filters, n_filters, activation)
+
+    def forward(self, x):
+        for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
+            x = functions.max_pooling(conv(x))
+        return self.fc1(F.reshape(x, (len(x), -1)))
+
+
+class ExampleLearner(chainer.Chain):
+    """m: from one gradient of one example to one fast weight, coordinate by coordinate (section 3.2.2).
+
+    Args:
+        n_units: units of its two hidden layers.
+    """
+
+    def __init__(self, n_units=20):
+        super().__init__()
+        with self.init_scope():
+            self.l1 = L.Linear(2, n_units)
+            self.l2 = L.Linear(n_units, n_units)
+            self.l3 = L.Linear(n_units, 1)
+
+    def forward(self, gradients):
+        """Gradients of any shape -> fast weights of that shape."""
+        return functions.mlp(gradients, self.l1.W, self.l1.b, self.l2.W, self.l2.b, self.l3.W, self.l3.b)
+
+
+class TaskLearner(chainer.Chain):
+    """d: from the sequence of a coordinate's gradients to one fast weight (section 3.1).
+
+    Args:
+        n_units: units of its LSTM layer.
+    """
+
+    def __init__(self, n_units=20):
+        super().__init__()
+        with self.init_scope():
+            self.lstm = L.StatelessLSTM(2, n_units)
+            self.out = L.Linear(n_units, 1)
+
+    def forward(self, gradients):
+        """Gradients (t, ...), the sequence first -> fast weights (...)."""
+        lstm = self.lstm
+        return functions.lstm(gradients, lstm.upward.W, lstm.upward.b, lstm.lateral.W, self.out.W, self.out.b)
+
+
+class Memory:
+    """Fast weights of the support examples, to be read by similarity of keys (section 3.2.3).
+
+    Args:
+        keys: R, variable (n_support, d).
+        values: M, a list of variables (n_support, ...), one for each adaptable layer.
+    """
+
+    def __init__(self, keys, values):
+        self.keys = keys
+        self.values = values
+
+    def attention(self, queries):
+        """Softmax over the memory of the cosine between queries (n, d) and keys: (n, n_support)."""
+        norms = F.matmul(F.sum(queries ** 2, axis=1, keepdims=True), F.sum(self.keys ** 2, axis=1, keepdims=True),
+                         transb=True)
+        return F.softmax(F.matmul(queries, self.keys, transb=True) / F.sqrt(norms + 1e-6), axis=1)
+
+    def read(self, queries):
+        """W*, a list of variables (n, ...): for each query the values' mean, weighted by attention."""
+        attention = self.attention(queries)
+        return [F.reshape(F.matmul(attention, F.reshape(value, (len(value), -1))), queries.shape[:1] + value.shape[1:])
+                for value in self.values]
+
+
+class MetaNet(chainer.Chain):
+    """A base learner and an embedding, joined by the meta learner and a memory.
+
+    Args:
+        base: b, the `Network` that classifies the query examples.
+        embed: u, the `Network` whose output is the memory's key.
+        ways: numbers of classes to make softmax layers for; training may use one or several of them.
+        n_steps: T, the length of d's sequence of gradients where the support set allows it (`group_size`).
+        task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
+        n_units: units of the meta learner's hidden layers.
+    """
+
+    def __init__(self, base, embed, ways, n_steps=5, task_level=True, n_units=20):
+        super().__init__()
+        self.n_steps = n_steps
+        self.task_level = task_level
+        with self.init_scope():
+            self.base = base
+            self.embed = embed
+            self.m_conv = ExampleLearner(n_units)
+            self.m_fc = ExampleLearner(n_units)
+            if task_level:
+                self.d_conv = TaskLearner(n_units)
+                self.d_fc = TaskLearner(n_units)
+        for way in sorted(set(ways)):
+            base.add_way(way)
+            embed.add_way(way)
+
+    def forward(self, support_x, support_y, query_x):
+        """Algorithm 1: class scores of the query examples, from the support set alone.
+
+        Args:
+            support_x: float32 (n_support, ...), values in [0, 1]; its order decides which examples share a task-level gradient.
+            support_y: int32 (n_support,), labels 0 to N - 1, every label present.
+            query_x: float32 (n_query, ...).
+
+        Returns:
+            chainer.Variable: float32 (n_query, N).
+
+        Raises:
+            ValueError: the model has no softmax layer for N classes.
+        """
+        way = int(support_y.max()) + 1
+        task_weights = self.task_fast_weights(support_x, support_y, way)            # lines 1-5: Q* from d
+        with self.embed.augmented(task_weights):
+            keys = self.embed(support_x)                                            # line 9: R
+            queries = self.embed(query_x)                                           # line 12: r
+        memory = Memory(keys, self.example_fast_weights(support_x, support_y, way))  # lines 6-10: M from m
+        example_weights = memory.read(queries)                                      # line 13: W* by attention
+        with self.base.augmented(example_weights, way):
+            return self.base.classify(query_x, way)                                 # line 14: b(W, W*, x)
+
+    def task_fast_weights(self, x, y, way):
+        """Q*, a list of variables: one fast weight for each of u's adaptable slow weights; none of them in MetaNet-."""
+        if not self.task_level:
+            return []
+        gradients = self.meta_information(self.embed, x, y, way, self.group_size(len(x)))
+        return [self.meta_learner('d', g)(g) for g in gradients]
+
+    def example_fast_weights(self, x, y, way):
+        """The memory's values, a list of variables (n_support, ...): each example's fast weights for b."""
+        gradients = self.meta_information(self.base, x, y, way, 1)
+        return [self.meta_learner('m', g)(g) for g in gradients]
+
+    def meta_information(self, network, x, y, way, group):
+        """Gradients of each group's mean cross-entropy on slow weights, with respect to the adaptable ones.
+
+        Args:
+            network: b or u.
+            x, y: support examples and labels.
+            way: number of classes.
+            group: consecutive examples to a group; the last group may be smaller.
+
+        Returns:
+            A list of arrays (n_groups, ...), in the order of `network.fast_layers(way)`: constants, nothing is
+            differentiated through them.
+        """
+        n_groups = -(-len(x) // group)
+        share = self.xp.full(len(x), 1 / group, x.dtype)
+        share[(n_groups - 1) * group:] = 1 / (len(x) - (n_groups - 1) * group)
+        with chainer.force_backprop_mode(), network.copied(way, group, n_groups) as copies:
+            losses = F.softmax_cross_entropy(network.classify(x, way), y, reduce='no')
+            return [g.array for g in chainer.grad([F.sum(losses * share)], copies)]
+
+    def group_size(self, n_support):
+        """Examples to a task-level gradient: as many as cut the support set into T groups, at least one."""
+        return max(1, n_support // self.n_steps)
+
+    def meta_learner(self, name, gradients):
+        """`m` or `d`: one set of parameters serves convolutions, another fully connected layers."""
+        return self['%s_%s' % (name, 'conv' if gradients.ndim == 5 else 'fc')]
+
+    def loss(self, episode):
+        """Sum of the query set's cross-entropies; reports `loss`, their mean, and `accuracy`.
+
+        Args:
+            episode: `data.Episode`, on this model's device.
+
+        Returns:
+            chainer.Variable: float32 ().
+        """
+        scores = self(episode.support_x, episode.support_y, episode.query_x)
+        loss = F.sum(F.softmax_cross_entropy(scores, episode.query_y, reduce='no'))
+        chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, episode.query_y)}, self)
+        return loss
+
+    def initialize_uniform(self, seed=None, scale=0.1):
+        """The paper's initial weights: every parameter uniform in [-scale, scale)."""
+        random = self.xp.random.RandomState(seed)
+        for param in self.params():
+            param.array[...] = random.uniform(-scale, scale, param.shape)
+
+    @contextlib.contextmanager
+    def watch(self):
+        """Yields a dict: {layer: list of shares of its fast activations above 0, one for each call} while augmented."""
+        watched = {name: link for name, link in self.namedlinks()
+                   if isinstance(link, FastLayer) and not isinstance(link, SoftmaxLayer)}
+        for link in watched.values():
+            link.alive = []
+        try:
+            yield {name[1:]: link.alive for name, link in watched.items()}
+        finally:
+            for link in watched.values():
+                link.alive = None

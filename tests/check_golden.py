@@ -1,0 +1,136 @@
+"""Compares MetaNet with an episode computed by the authors' own code.
+
+    python tests/check_golden.py FILE.npz ...
+
+A file with grad/ entries is a training episode, one without is a test episode; any way and shot will do. Prints the worst
+relative error of each kind, each array's on the scale of its largest entry, and exits with 1 where one is past 1e-3.
+
+The logits are about -1000 here, where neighbouring float32 numbers lie 1e-4 apart, and the gradients of m are sums that
+nearly cancel: they amplify that rounding to some 1e-3 of themselves (1e-2 against the same episode in float64). So once the
+logits have been compared, gradients are propagated from the authors' logits; what they are from our own is
+printed beside, for information.
+"""
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+
+import chainer_compat  # noqa: E402, F401
+import chainer  # noqa: E402
+import chainer.functions as F  # noqa: E402
+import numpy as np  # noqa: E402
+
+import metanet  # noqa: E402
+
+TOLERANCE = 1e-3
+
+
+class Golden:
+    """One episode of the authors' code, and this project's model with its parameters."""
+
+    def __init__(self, path):
+        with np.load(path) as file:
+            self.arrays = dict(file)
+        self.support_x, self.query_x = (self[name].astype(np.float32) / 255 for name in ('support_x', 'query_x'))
+        self.support_y, self.query_y = self['support_y'], self['query_y']
+        self.training = any(key.startswith('grad/') for key in self.arrays)
+        heads = {len(array) for key, array in self.arrays.items() if key.startswith('param/base/softmax')}
+        self.model = metanet.MetaNet(metanet.CNN(), metanet.CNN(activation=None), heads)
+        self.params = dict(self.model.namedparams())
+        # Where training and test have the same way, the authors have two softmax layers of one size: a test uses its own.
+        for key in sorted(self.arrays, reverse=self.training):
+            if key.startswith('param/'):
+                self.params[self.ours(key)].array[...] = self[key]
+
+    def __getitem__(self, key):
+        return self.arrays[key]
+
+    def ours(self, key):
+        """The authors' name of a parameter to ours: param/base/softmax/W -> /base/softmax5/W."""
+        name = key[key.index('/'):]
+        for head in ('/softmax_test/', '/softmax/'):
+            name = name.replace(head, '/softmax%d/' % len(self['param' + name])) if head in name else name
+        return name
+
+    def scores(self):
+        return self.model(self.support_x, self.support_y, self.query_x)
+
+    def loss(self, scores):
+        return F.sum(F.softmax_cross_entropy(scores, self.query_y, reduce='no'))
+
+    def keys(self):
+        """Memory keys and query keys, r = u(Q, Q*, x)."""
+        way = int(self.support_y.max()) + 1
+        with self.model.embed.augmented(self.model.task_fast_weights(self.support_x, self.support_y, way)):
+            return self.model.embed(self.support_x), self.model.embed(self.query_x)
+
+    def gradients(self, logits):
+        """{key: gradient} of every parameter that has one, with the loss taken at `logits`."""
+        scores = self.scores()
+        at = chainer.Variable(logits.copy())
+        self.loss(at).backward()
+        self.model.cleargrads()
+        scores.grad = at.grad
+        scores.backward()
+        return {name: param.grad for name, param in self.params.items() if param.grad is not None}
+
+
+def error(ours, theirs, scale=None):
+    """Largest difference, relative to the largest entry of `scale`, by default of `theirs`."""
+    if np.shape(ours) != np.shape(theirs):
+        raise ValueError('shape %s, not %s' % (np.shape(ours), np.shape(theirs)))
+    return float(abs(ours - theirs).max() / abs(theirs if scale is None else scale).max())
+
+
+def gradient_errors(golden, logits):
+    """{parameter: relative error} of the gradients; a gradient on one side alone is an infinite error."""
+    ours = golden.gradients(logits)
+    theirs = {golden.ours(key): key for key in golden.arrays if key.startswith('grad/')}
+    errors = dict.fromkeys(set(ours) ^ set(theirs), float('inf'))
+    for name in set(ours) & set(theirs):
+        key = theirs[name]
+        # The gradient of m_fc's last bias sums up fast weights' gradients that cancel: it is rounding and little else.
+        scale = golden[key[:-1] + 'W'] if key == 'grad/m_fc/l3/b' else None
+        errors[name] = error(ours[name], golden[key], scale)
+    return errors
+
+
+def compare(golden):
+    """{kind: (worst relative error, where)} of everything that the file holds."""
+    with chainer.using_config('train', golden.training):
+        scores = golden.scores()
+        memory_keys, query_keys = golden.keys()
+        worst = {
+            'logits': (error(scores.array, golden['logits']), ''),
+            'loss': (error(golden.loss(scores).array, golden['loss']), ''),
+            'memory keys': (error(memory_keys.array, golden['memory_keys']), ''),
+            'query keys': (error(query_keys.array, golden['query_keys']), ''),
+        }
+        if golden.training:
+            for kind, logits in (('gradients', golden['logits']), ('gradients from our logits', scores.array)):
+                errors = gradient_errors(golden, logits)
+                where = max(errors, key=errors.get)
+                worst[kind] = errors[where], where
+    return worst
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('files', nargs='+', metavar='FILE.npz')
+    passed = True
+    for path in parser.parse_args(argv).files:
+        golden = Golden(path)
+        print('%s: %d-way %d-shot, %s' % (path, golden.support_y.max() + 1, np.bincount(golden.support_y)[0],
+                                          'training' if golden.training else 'test'))
+        for kind, (value, where) in compare(golden).items():
+            judged = kind != 'gradients from our logits'
+            fine = not judged or value <= TOLERANCE
+            passed &= fine
+            verdict = '' if not judged else 'ok' if fine else 'TOO FAR'
+            print('  %-26s %.1e  %-8s%s' % (kind, value, verdict, where))
+    return 0 if passed else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
