@@ -111,16 +111,18 @@ class Network(chainer.Chain):
         self.n_out = n_out
 
     def add_way(self, way):
-        """Adds a softmax layer for `way` classes: untrained, so *inserted* (section 4.2.1) unless training uses it."""
-        with self.init_scope():
-            setattr(self, 'softmax%d' % way, SoftmaxLayer(self.n_out, way))
+        """Adds a softmax layer for `way` classes, if there is none: *inserted* (section 4.2.1) unless training uses it."""
+        name = 'softmax%d' % way
+        if not hasattr(self, name):
+            with self.init_scope():
+                setattr(self, name, SoftmaxLayer(self.n_out, way))
 
     def softmax(self, way):
-        try:
-            return self['softmax%d' % way]
-        except KeyError:
-            raise ValueError('there is no softmax layer for %d classes; name that number among the `ways` of MetaNet'
-                             % way) from None
+        name = 'softmax%d' % way
+        if not hasattr(self, name):
+            raise ValueError('there is no softmax layer for %d classes: add one with add_way, or name that number among '
+                             'the ways of MetaNet' % way)
+        return self[name]
 
     def classify(self, x, way):
         """Class scores (n, way). The ReLU makes a hidden layer of an embedding's keys; a base learner's has had it."""

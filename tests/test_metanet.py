@@ -1,0 +1,233 @@
+"""The model: golden episode, meta information, memory, heads, and a network of one's own."""
+import os
+
+import chainer_compat  # noqa: F401
+import chainer
+import chainer.functions as F
+import numpy as np
+import pytest
+
+import check_golden
+import data
+
+from metanet import CNN, FastConvolution2D, FastLinear, Memory, MetaNet, Network
+
+GOLDEN = os.path.join(os.path.dirname(__file__), 'golden', 'full_5way_1shot.npz')
+
+
+@pytest.fixture(scope='module')
+def golden():
+    return check_golden.Golden(GOLDEN)
+
+
+def episode(way, shot, n_query=2, seed=0, size=28):
+    random = np.random.RandomState(seed)
+    support_y, query_y = (random.permutation(np.repeat(np.arange(way, dtype=np.int32), n)) for n in (shot, n_query))
+    support_x, query_x = (random.rand(len(y), 1, size, size).astype(np.float32) for y in (support_y, query_y))
+    return data.Episode(support_x, support_y, query_x, query_y)
+
+
+def small_model(ways=(5,), seed=0, **settings):
+    np.random.seed(seed)
+    return MetaNet(CNN(8), CNN(8, activation=None), ways, **settings)
+
+
+def test_golden_episode(golden):
+    for kind, (error, where) in check_golden.compare(golden).items():
+        if kind != 'gradients from our logits':
+            assert error <= check_golden.TOLERANCE, (kind, where)
+
+
+def test_golden_gradients_but_the_first_bias_of_m_fc_hold_from_our_own_logits_too(golden):
+    errors = check_golden.gradient_errors(golden, golden.scores().array)
+    errors.pop('/m_fc/l1/b')
+    assert max(errors.values()) <= check_golden.TOLERANCE
+
+
+def test_the_embeddings_softmax_layer_has_no_gradient_and_all_else_has(golden):
+    gradients = golden.gradients(golden['logits'])
+    assert set(golden.params) - set(gradients) == {'/embed/softmax5/W'}
+
+
+def test_check_golden_command(tmp_path, capsys):
+    assert check_golden.main([GOLDEN]) == 0
+    assert '5-way 1-shot, training' in capsys.readouterr().out
+    arrays = dict(np.load(GOLDEN))
+    np.savez(tmp_path / 'test.npz', **{key: array for key, array in arrays.items() if not key.startswith('grad/')})
+    assert check_golden.main([str(tmp_path / 'test.npz')]) == 0
+    assert '5-way 1-shot, test' in capsys.readouterr().out
+    arrays['grad/d_fc/out/W'] = arrays['grad/d_fc/out/W'] * 1.01
+    np.savez(tmp_path / 'wrong.npz', **arrays)
+    assert check_golden.main([str(tmp_path / 'wrong.npz')]) == 1
+    assert 'TOO FAR /d_fc/out/W' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('n_support, group', [(5, 1), (6, 2), (7, 3), (4, 9)])
+def test_meta_information_is_each_groups_own_gradient(n_support, group):
+    network = CNN(8)
+    network.add_way(3)
+    random = np.random.RandomState(0)
+    x = random.rand(n_support, 1, 28, 28).astype(np.float32)
+    y = random.randint(3, size=n_support).astype(np.int32)
+    layers = network.fast_layers(3)
+    gradients = MetaNet(network, CNN(8, activation=None), [3]).meta_information(network, x, y, 3, group)
+    for i, start in enumerate(range(0, n_support, group)):
+        network.cleargrads()
+        part = slice(start, start + group)
+        F.softmax_cross_entropy(network.classify(x[part], 3), y[part]).backward()
+        for layer, gradient in zip(layers, gradients):
+            expected = layer.W.grad if layer.W.ndim == 2 else layer.W.grad.transpose(0, 2, 3, 1)
+            np.testing.assert_allclose(gradient[i], expected, rtol=1e-4, atol=1e-6 * abs(expected).max())
+
+
+@pytest.mark.parametrize('n_support, steps, size', [(5, 5, 1), (3, 5, 1), (12, 5, 2), (25, 5, 5), (100, 10, 10)])
+def test_group_size(n_support, steps, size):
+    assert small_model(n_steps=steps).group_size(n_support) == size
+
+
+@pytest.mark.parametrize('way, shot', [(2, 1), (3, 1), (5, 1), (5, 5), (4, 3)])
+def test_any_way_and_shot(way, shot):
+    model = small_model([way])
+    task = episode(way, shot)
+    loss = model.loss(task)
+    model.cleargrads()
+    loss.backward()
+    assert np.isfinite(loss.array)
+    assert model(task.support_x, task.support_y, task.query_x).shape == (2 * way, way)
+    without = [name for name, param in model.namedparams() if param.grad is None]
+    assert without == ['/embed/softmax%d/W' % way]
+
+
+def test_memory_reads_by_cosine():
+    keys = np.array([[1, 0], [0, 2], [3, 3]], np.float32)
+    values = np.arange(6, dtype=np.float32).reshape(3, 2, 1)
+    queries = np.array([[5, 0]], np.float32)
+    memory = Memory(chainer.Variable(keys), [chainer.Variable(values)])
+    weights = np.exp([1, 0, 0.5 ** 0.5])
+    weights /= weights.sum()
+    np.testing.assert_allclose(memory.attention(chainer.Variable(queries)).array[0], weights, rtol=1e-5)
+    (read,) = memory.read(chainer.Variable(queries))
+    np.testing.assert_allclose(read.array[0], np.tensordot(weights, values, 1), rtol=1e-5)
+
+
+def test_layer_augmentation():
+    layer = FastLinear(3, 2)
+    x = np.random.RandomState(0).randn(4, 3).astype(np.float32)
+    slow = layer.W.array
+    np.testing.assert_allclose(layer(x).array, np.maximum(x @ slow.T, 0), rtol=1e-5)
+    layer.fast = chainer.Variable(np.random.RandomState(1).randn(4, 2, 3).astype(np.float32))
+    fast = np.einsum('noi,ni->no', layer.fast.array, x)
+    np.testing.assert_allclose(layer(x).array, np.maximum(x @ slow.T, 0) + np.maximum(fast, 0), rtol=1e-5, atol=1e-6)
+    layer.activation = None
+    np.testing.assert_allclose(layer(x).array, x @ slow.T + fast, rtol=1e-5, atol=1e-6)
+    layer.activation = F.tanh
+    np.testing.assert_allclose(layer(x).array, np.tanh(x @ slow.T) + np.tanh(fast), rtol=1e-5, atol=1e-6)
+
+
+def test_even_kernels_are_refused():
+    with pytest.raises(ValueError, match='odd'):
+        FastConvolution2D(1, 1, ksize=2)
+
+
+def test_metanet_minus_has_no_task_level_weights():
+    model = small_model(task_level=False)
+    assert model.task_fast_weights(*episode(5, 1)[:2], 5) == []
+    assert not any(name.startswith('/d_') for name, _ in model.namedparams())
+    model.loss(episode(5, 1)).backward()
+    assert model.embed.conv1.W.grad is not None
+
+
+def test_an_inserted_softmax_layer_is_never_trained():
+    model = small_model([5, 7])
+    optimizer = chainer.optimizers.Adam().setup(model)
+    before = {name: param.array.copy() for name, param in model.namedparams()}
+    optimizer.update(model.loss, episode(5, 1))
+    same = {name for name, param in model.namedparams() if (param.array == before[name]).all()}
+    assert {'/base/softmax7/W', '/embed/softmax7/W', '/embed/softmax5/W'} <= same
+    assert '/base/softmax5/W' not in same
+    assert model(*episode(7, 1)[:3]).shape == (14, 7)
+
+
+def test_a_way_without_softmax_layer_is_refused():
+    with pytest.raises(ValueError, match='no softmax layer for 4 classes'):
+        small_model([5]).loss(episode(4, 1))
+
+
+def test_fast_weights_are_gone_after_the_forward_pass():
+    model = small_model()
+    model.loss(episode(5, 1))
+    assert all(layer.fast is None and layer.copies is None
+               for network in (model.base, model.embed) for layer in network.fast_layers(5))
+
+
+def test_initialize_uniform():
+    model = small_model()
+    model.initialize_uniform(seed=1)
+    values = np.concatenate([param.array.ravel() for param in model.params()])
+    assert values.dtype == np.float32 and values.min() >= -0.1 and values.max() < 0.1 and abs(values.mean()) < 0.01
+    again = small_model(seed=5)
+    again.initialize_uniform(seed=1)
+    assert all((a.array == b.array).all() for a, b in zip(model.params(), again.params()))
+
+
+def test_watch_counts_live_fast_activations():
+    model = small_model()
+    for param in model.m_conv.l3.params():
+        param.array[...] = 0
+    with model.watch() as alive:
+        model(*episode(5, 1)[:3])
+    assert alive['base/conv1'] == [0.0]
+    assert len(alive['embed/conv1']) == 2 and 0 < alive['embed/conv1'][0] <= 1
+    model(*episode(5, 1)[:3])
+    assert len(alive['base/conv1']) == 1
+
+
+def test_a_network_of_ones_own_learns():
+    class MLP(Network):
+        def __init__(self):
+            super().__init__(n_out=16)
+            with self.init_scope():
+                self.first = chainer.links.Linear(64, 32)
+                self.fc1 = FastLinear(32, 32, activation=F.leaky_relu)
+                self.fc2 = FastLinear(32, 16)
+
+        def forward(self, x):
+            return self.fc2(self.fc1(F.relu(self.first(F.reshape(x, (len(x), -1))))))
+
+    np.random.seed(0)
+    model = MetaNet(MLP(), MLP(), ways=[3])
+    optimizer = chainer.optimizers.Adam(3e-3).setup(model)
+    task = episode(3, 2, size=8)
+    losses = []
+    for _ in range(30):
+        losses.append(float(model.loss(task).array))
+        optimizer.update(model.loss, task)
+    assert losses[-1] < 0.5 * losses[0]
+    assert [layer.name for layer in model.base.fast_layers(3)] == ['fc1', 'fc2', 'softmax3']
+
+
+def test_model_is_saved_and_loaded(tmp_path):
+    model, other = small_model(seed=1), small_model(seed=2)
+    chainer.serializers.save_npz(tmp_path / 'model.npz', model)
+    chainer.serializers.load_npz(tmp_path / 'model.npz', other)
+    task = episode(5, 1)
+    assert (model(*task[:3]).array == other(*task[:3]).array).all()
+
+
+def test_float64():
+    model = small_model()
+    task = episode(5, 1)
+    expected = model(*task[:3]).array
+    for param in model.params():
+        param.array = param.array.astype(np.float64)
+    scores = model(task.support_x.astype(np.float64), task.support_y, task.query_x.astype(np.float64))
+    np.testing.assert_allclose(scores.array, expected, rtol=1e-3, atol=1e-3 * abs(expected).max())
+
+
+@pytest.mark.skipif(not chainer.backends.cuda.available, reason='needs CuPy and a CUDA GPU')
+def test_gpu_agrees_with_cpu(golden):
+    device = chainer.get_device('@cupy:0')
+    model = check_golden.Golden(GOLDEN).model
+    model.to_device(device)
+    scores = model(*[device.send(array) for array in (golden.support_x, golden.support_y, golden.query_x)])
+    assert check_golden.error(device.xp.asnumpy(scores.array), golden['logits']) < check_golden.TOLERANCE
