@@ -1,0 +1,227 @@
+"""The training loop and the script: settings, resuming, stopping, logs and the final test."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import chainer_compat  # noqa: F401
+import chainer
+import numpy as np
+import pytest
+
+import data
+import training
+from metanet import CNN, MetaNet
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+CLASSES = data.synthetic_strokes(12, seed=1)
+
+
+class StopAt(data.EpisodeSampler):
+    """Presses Ctrl-C while its nth episode is being drawn."""
+
+    def __init__(self, n, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.n = n
+
+    def sample(self):
+        self.n -= 1
+        if self.n == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().sample()
+
+
+def run(out, n_epoch, stop_at=-1, **changes):
+    """Trains a small model on synthetic strokes; returns it."""
+    settings = dict({'out': str(out), 'n_epoch': n_epoch, 'n_episodes': 3, 'n_test_episodes': 2, 'alpha': 1e-3}, **changes)
+    np.random.seed(0)
+    model = MetaNet(CNN(4), CNN(4, activation=None), [3])
+    optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
+    sampler = StopAt(stop_at, CLASSES, 3, 1, 2, rotate=True, seed=0)
+    tests = {3: data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}
+    training.train(model, optimizer, sampler, tests, settings, 'synthetic strokes')
+    return model
+
+
+def same(model, other):
+    return all((a.array == b.array).all() for a, b in zip(model.params(), other.params()))
+
+
+def rows(out, timeless=True):
+    with open(os.path.join(str(out), 'log.csv'), newline='') as file:
+        return [{key: value for key, value in row.items() if not timeless or key not in ('seconds', 'elapsed_time')}
+                for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope='module')
+def straight(tmp_path_factory):
+    """A run of three epochs without a stop: its folder and its model."""
+    out = tmp_path_factory.mktemp('straight')
+    return out, run(out, 3)
+
+
+def test_log_says_all(straight):
+    out, _ = straight
+    log = rows(out, timeless=False)
+    assert [row['epoch'] for row in log] == ['1', '2', '3']
+    assert [row['iteration'] for row in log] == ['3', '6', '9']
+    for row in log:
+        assert float(row['main/loss']) > 0 and 0 <= float(row['main/accuracy']) <= 1
+        assert float(row['test/3-way/loss']) > 0 and 0 <= float(row['test/3-way/accuracy']) <= 1
+        assert float(row['seconds']) > 0
+        assert 0 <= float(row['alive/base/conv1']) <= 1 and 0 <= float(row['alive/embed/fc1']) <= 1
+        assert row['data'] == 'synthetic strokes'
+    with open(out / 'learning_curve.png', 'rb') as file:
+        assert file.read(4) == b'\x89PNG'
+    assert [name for name in os.listdir(out) if name.startswith('snapshot')] == ['snapshot_9']
+
+
+def test_an_epochs_row_is_the_mean_over_its_episodes(tmp_path, straight, monkeypatch):
+    losses = []
+    loss = MetaNet.loss
+
+    def recorded(self, episode):
+        value = loss(self, episode)
+        if chainer.config.train:
+            losses.append(float(value.array) / len(episode.query_y))
+        return value
+
+    monkeypatch.setattr(MetaNet, 'loss', recorded)
+    run(tmp_path, 2)
+    np.testing.assert_allclose([float(row['main/loss']) for row in rows(tmp_path)], np.mean(np.reshape(losses, (2, 3)), 1),
+                               rtol=1e-5)
+
+
+def test_more_epochs_go_on_bit_for_bit(tmp_path, straight):
+    run(tmp_path, 1)
+    assert same(run(tmp_path, 3), straight[1])
+    assert rows(tmp_path) == rows(straight[0])
+
+
+def test_ctrl_c_amid_an_epoch_loses_nothing(tmp_path, straight):
+    with pytest.raises(SystemExit, match='Stopped after 5 episodes'):
+        run(tmp_path, 3, stop_at=5)
+    assert 'snapshot_5' in os.listdir(tmp_path) and 'model.npz' not in os.listdir(tmp_path)
+    assert same(run(tmp_path, 3), straight[1])
+    assert rows(tmp_path) == rows(straight[0])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_finished_run_is_loaded_not_trained(tmp_path, straight):
+    run(tmp_path, 1)
+    before = os.stat(tmp_path / 'log.csv').st_mtime_ns
+    model = run(tmp_path, 1, stop_at=1)
+    assert os.stat(tmp_path / 'log.csv').st_mtime_ns == before
+    saved = MetaNet(CNN(4), CNN(4, activation=None), [3])
+    chainer.serializers.load_npz(str(tmp_path / 'model.npz'), saved)
+    assert same(model, saved)
+
+
+def test_a_folder_with_another_run_is_refused(tmp_path):
+    run(tmp_path, 1)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(SystemExit, match=r'other settings: alpha \(0.001 there, 0.01 now\)'):
+        run(tmp_path, 1, alpha=0.01)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_testing_neither_learns_nor_touches_the_training_log():
+    model = MetaNet(CNN(4), CNN(4, activation=None), [3])
+    before = [param.array.copy() for param in model.params()]
+    sampler = data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)
+    results = training.test(model, sampler, 4)
+    assert results.shape == (4, 2) and (results[:, 1] * 6 % 1 < 1e-6).all()
+    assert all((param.array == array).all() for param, array in zip(model.params(), before))
+
+
+def test_interval_covers_the_mean():
+    random = np.random.RandomState(0)
+    hits = []
+    for _ in range(500):
+        mean, half = training.interval(random.rand(100))
+        hits.append(abs(mean - 0.5) < half)
+    assert 0.92 < np.mean(hits) < 0.98
+
+
+def test_final_test_writes_what_it_prints(tmp_path, capsys):
+    model = MetaNet(CNN(4), CNN(4, activation=None), [3])
+    training.final_test(model, {3: data.EpisodeSampler(CLASSES, 3, 1, 2)}, 5, str(tmp_path), 'MetaNet on synthetic', {3: 99.0})
+    line = capsys.readouterr().out
+    with open(tmp_path / 'final_test.csv', newline='') as file:
+        (row,) = csv.DictReader(file)
+    assert row['way'] == '3' and row['shot'] == '1' and row['episodes'] == '5' and row['paper'] == '99.0'
+    assert 'MetaNet on synthetic, 3-way 1-shot: %.2f +- %.2f %% on 5 test episodes; the paper has 99.0' % (
+        float(row['accuracy']), float(row['interval'])) in line
+
+
+SCRIPT = '''"""A script.
+
+More about it.
+"""
+whole = 3  # a whole number
+several = (5, 10)  # numbers
+real = 0.5  # a number
+word = 'x'  # a word
+flag = False  # yes or no
+import sys
+sys.path.insert(0, %r)
+import training
+print(training.configure(globals()) == {name: globals()[name] for name in ('whole', 'several', 'real', 'word', 'flag')})
+print((whole, several, real, word, flag))
+''' % ROOT
+
+
+@pytest.mark.parametrize('words, expected', [
+    ([], (3, (5, 10), 0.5, 'x', False)),
+    (['--whole', '4', '--several', '7', '--real', '1', '--word', '1', '--flag', 'True'], (4, 7, 1.0, '1', True)),
+    (['--whole', '5,20'], ((5, 20), (5, 10), 0.5, 'x', False)),
+    (['--whole', '1.5'], "argument --whole: invalid whole number value: '1.5'"),
+    (['--flag', '1'], "argument --flag: invalid True or False value: '1'"),
+    (['--whol', '4'], 'unrecognized arguments: --whol 4'),
+])
+def test_configure(tmp_path, words, expected):
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    done = subprocess.run([sys.executable, str(tmp_path / 'script.py')] + words, capture_output=True, text=True)
+    if isinstance(expected, str):
+        assert done.returncode == 2 and expected in done.stderr
+        assert all('--' + name in done.stderr for name in ('whole', 'several', 'real', 'word', 'flag'))
+    else:
+        assert done.stdout == 'True\n%r\n' % (expected,)
+
+
+def script(tmp_path, *words):
+    environment = {name: value for name, value in os.environ.items() if name != 'OMNIGLOT_DIR'}
+    # No download: the connection goes to a port where nobody listens.
+    environment.update(http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
+    return subprocess.run([sys.executable, os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path / 'data')]
+                          + list(words), capture_output=True, text=True, cwd=str(tmp_path), env=environment)
+
+
+def test_script_runs_anywhere_and_says_that_it_is_not_omniglot(tmp_path):
+    done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '2', '--n_test_episodes', '2', '--n_final_episodes', '3',
+                  '--n_filters', '4', '--n_outputs_test', '5,8', '--out', 'here')
+    assert done.returncode == 0, done.stderr
+    assert 'NOT OMNIGLOT' in done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3 and all('synthetic' in line for line in lines)
+    assert 'the paper has no such number' in lines[1] and '8-way 1-shot' in lines[2]
+    with open(tmp_path / 'here' / 'settings.json') as file:
+        settings = json.load(file)
+    assert settings['data'] == 'synthetic strokes' and settings['n_filters'] == 4
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--variant', 'MetaNet+'], "variant = 'MetaNet+': choose among 'MetaNet', 'MetaNet-'"),
+    (['--initialisation', 'zero'], "initialisation = 'zero': choose among 'uniform', 'chainer'"),
+    (['--split', 'mine'], "unknown split 'mine'"),
+    (['--n_outputs_test', '5,1'], 'way is 1, but must be at least 2'),
+    (['--nb_samples_per_class', '15'], 'shot + n_query = 25'),
+    (['--n_epoch', '0'], 'n_epoch = 0: must be at least 1'),
+    (['--gpu', '99'], 'gpu = 99 cannot be used'),
+])
+def test_bad_settings_are_refused_before_any_work(tmp_path, words, message):
+    done = script(tmp_path, '--out', 'here', *words)
+    assert done.returncode == 1 and message in done.stderr
+    assert not os.path.exists(tmp_path / 'here') and 'Traceback' not in done.stderr
