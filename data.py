@@ -1,4 +1,4 @@
-"""Few-shot data: Omniglot, a synthetic stand-in for it, and the sampler of episodes.
+"""Few-shot data: Omniglot, mini-ImageNet, synthetic stand-ins for both, and the sampler of episodes.
 
 A data set is a plain dict {class name: uint8 array of images}; the images of a class have the shape
 (n_images, H, W), or (n_images, H, W, 3) in colour, and 255 means full ink or full brightness.
@@ -35,6 +35,7 @@ N_TRAIN = 1200  # training classes of the 'previous' split
 SPLIT_SEED = 0
 
 NETWORK_TIMEOUT = 10  # seconds
+MAPPED_SIZE = 1 << 28  # bytes from which an npz is mapped instead of read
 
 
 # Files of classes -----------------------------------------------------------------------------------------
@@ -45,6 +46,8 @@ def load_classes(path):
 
     Arrays are uint8 in 0..255, or float in [0, 1] (the layout of the paper's authors), which is rounded to
     uint8. Returns a dict {class name: uint8 (n_images, H, W) or (n_images, H, W, 3)}, in the file's order.
+    Uncompressed uint8 arrays of a file over 256 MB stay in the file: they are mapped read-only, and only images
+    that are used come into memory.
 
     Raises FileNotFoundError if there is no such file, and ValueError, with the file's and the class's name,
     if it is not an npz, is damaged or empty, or if an array has another dtype, range or shape.
@@ -57,9 +60,11 @@ def load_classes(path):
     where = f'{path}'
     try:
         with np.load(path) as archive:
+            content = np.memmap(path, np.uint8, 'r') if os.path.getsize(path) > MAPPED_SIZE else None
             for name in archive.files:
                 where = f'{path}, class {name!r}'
-                classes[name] = _to_uint8(np.asarray(archive[name]))
+                images = None if content is None else _mapped(archive.zip, name + '.npy', content)
+                classes[name] = _to_uint8(archive[name] if images is None else images)
     except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f'{where}: {error}. Make the file anew, with one array a class: uint8, or float in '
                          '[0, 1], of shape (n_images, H, W) or (n_images, H, W, 3)') from error
@@ -72,6 +77,24 @@ def load_classes(path):
             raise ValueError(f'{path}: the images of class {name!r} have shape {shape}, those of class '
                              f'{first!r} {shapes[first]}: resize them to one shape')
     return classes
+
+
+def _mapped(archive, name, content):
+    """The uint8 array of an npz's member as a view of the file's `content`; None if it is not stored as such."""
+    if name not in archive.NameToInfo:
+        return None
+    member = archive.getinfo(name)
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, fortran, dtype = read_header[version](file)
+        header = file.tell()
+    if dtype != np.uint8 or fortran or member.compress_type != zipfile.ZIP_STORED:
+        return None
+    # A member's local header: 30 bytes, with the lengths of its name and its extra field in the last four.
+    name_length, extra_length = content[member.header_offset + 26:member.header_offset + 30].view('<u2')
+    start = member.header_offset + 30 + int(name_length) + int(extra_length) + header
+    return np.asarray(content[start:start + int(np.prod(shape))]).reshape(shape)
 
 
 def save_classes(path, classes):
@@ -137,7 +160,9 @@ def omniglot(input_path='data/omniglot', split='previous', download=True):
         try:
             zips = [_find_zip(name, input_path, download) for name in N_CHARACTERS]
         except _Unavailable as reason:
-            _print_banner(reason, input_path)
+            _print_banner('Omniglot', 'synthetic stroke characters', reason, (
+                f"put {' and '.join(N_CHARACTERS)}\n!!  from {OMNIGLOT_URL}\n!!  into {os.path.abspath(input_path)},\n"
+                '!!  or set the environment variable OMNIGLOT_DIR to the folder that holds them'))
             classes = list(synthetic_strokes(600).items())
             return dict(classes[:400]), dict(classes[400:]), 'synthetic strokes'
         train, test = _split_classes(*map(_read_zip, zips), split)
@@ -229,21 +254,85 @@ def _split_classes(background, evaluation, split):
     return train, test
 
 
-def _print_banner(reason, input_path):
+def _print_banner(data_set, stand_in, reason, remedy):
     rule = '!' * 100
     print(f"""
 {rule}
-!!  THIS IS NOT OMNIGLOT: synthetic stroke characters are used in its place.
+!!  THIS IS NOT {data_set.upper()}: {stand_in} are used in its place.
 !!
 !!  Why: {reason}.
-!!  The numbers of this run are NOT results on Omniglot and cannot be compared with the paper's.
+!!  The numbers of this run are NOT results on {data_set} and cannot be compared with the paper's.
 !!
-!!  To get the data, put {' and '.join(N_CHARACTERS)}
-!!  from {OMNIGLOT_URL}
-!!  into {os.path.abspath(input_path)},
-!!  or set the environment variable OMNIGLOT_DIR to the folder that holds them.
+!!  To get the data: {remedy}.
 {rule}
 """, file=sys.stderr, flush=True)
+
+
+# mini-ImageNet --------------------------------------------------------------------------------------------
+
+
+def mini_imagenet(input_path='data/miniImagenet'):
+    """mini-ImageNet (Vinyals et al., 2016; the split of Ravi & Larochelle, 2017), as prepared by this project.
+
+    Reads `input_path`/{train,dev,test}.npz, which preprocess_mini_imagenet.py makes; any data set in that form
+    will do. If none of the three is there, a banner on stderr says so, and 64 + 16 + 20 classes of synthetic
+    textures are returned.
+
+    Returns (train, dev, test, name): three dicts {class name: uint8 (n_images, H, W, 3)}, memory-mapped, and
+    the data set's name for results: that of the folder, or 'synthetic textures'.
+
+    Raises FileNotFoundError if some of the three files are missing, and ValueError for files as in
+    `load_classes`, for images that are not in colour or not square, or of different sizes in the three files, and for a
+    class that is in two of them.
+    """
+    paths = {part: os.path.join(input_path, part + '.npz') for part in ('train', 'dev', 'test')}
+    missing = [path for path in paths.values() if not os.path.isfile(path)]
+    if len(missing) == len(paths):
+        _print_banner('mini-ImageNet', 'synthetic textures', f'{missing[0]} does not exist', (
+            'run preprocess_mini_imagenet.py on your ImageNet images,\n'
+            '!!  or set input_path to the folder that holds its train.npz, dev.npz and test.npz'))
+        classes = list(synthetic_textures(100).items())
+        return dict(classes[:64]), dict(classes[64:80]), dict(classes[80:]), 'synthetic textures'
+    if missing:
+        raise FileNotFoundError(f'{", ".join(missing)} missing: make all of train.npz, dev.npz and test.npz with '
+                                'preprocess_mini_imagenet.py')
+    parts = {path: load_classes(path) for path in paths.values()}
+    owner, shapes = {}, set()
+    for path, classes in parts.items():
+        shape = next(iter(classes.values())).shape[1:]
+        shapes.add(shape)
+        if len(shape) != 3 or shape[0] != shape[1] or len(shapes) > 1:
+            raise ValueError(f'the images in {path} have shape {shape}: all three files must hold square colour '
+                             'images of one size; make them anew with preprocess_mini_imagenet.py')
+        for name in classes:
+            if owner.setdefault(name, path) != path:
+                raise ValueError(f'class {name!r} is in both {owner[name]} and {path}: it must be in one alone')
+    return (*parts.values(), os.path.basename(os.path.abspath(input_path)))
+
+
+def synthetic_textures(n_classes=100, n_images=40, size=84, seed=0):
+    """Invented colour textures, for work without mini-ImageNet.
+
+    A class is three waves, each with a direction, a length and a colour of its own; its images differ in phase,
+    scale, turn and light. Returns {class name: uint8 (n_images, size, size, 3)}; the same seed gives the same
+    images everywhere.
+    """
+    rng = np.random.RandomState(seed)
+    y, x = (np.mgrid[:size, :size] / size - 0.5).astype(np.float32)
+    classes = {}
+    for i in range(n_classes):
+        angle, frequency = rng.uniform(0, np.pi, 3), rng.uniform(2, 9, 3)
+        colour, base = rng.normal(0, 1, (3, 3)), rng.uniform(0.35, 0.65, 3)
+        angle = angle + rng.normal(0, 0.25, (n_images, 1))
+        frequency = 2 * np.pi * frequency * np.exp(rng.normal(0, 0.2, (n_images, 1)))
+        phase = rng.uniform(0, 2 * np.pi, (n_images, 3))
+        across, down = [(frequency * f(angle)).astype(np.float32)[:, :, None, None] for f in (np.cos, np.sin)]
+        waves = np.sin(across * x + down * y + phase.astype(np.float32)[:, :, None, None])
+        colour = colour + rng.normal(0, 0.4, (n_images, 3, 3))
+        light = base + rng.normal(0, 0.12, (n_images, 1, 1, 3))
+        images = 0.15 * np.einsum('nwyx,nwc->nyxc', waves, colour) + light
+        classes[f'texture{i:04d}'] = np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+    return classes
 
 
 # Synthetic characters -------------------------------------------------------------------------------------

@@ -165,29 +165,68 @@ def _set(layers, group, **values):
             setattr(layer, name, None)
 
 
-class CNN(Network):
-    """Five convolutions, each with ReLU and pooling, and a fully connected layer, all adaptable: the full model's b and u.
+class NormalizedConvolution2D(chainer.Chain):
+    """A convolution of slow weights alone, 3x3 without bias, then batch normalisation and ReLU.
+
+    Normalised by the statistics of the batch at hand in training, by their running averages in a test.
 
     Args:
-        n_filters: feature maps of each convolution, and units of the output.
-        activation: of the fully connected layer: F.relu in a base learner, None in an embedding.
-        in_channels: 1 for grey images. Images are 28x28.
+        in_channels, out_channels: numbers of feature maps.
     """
 
-    def __init__(self, n_filters=64, activation=F.relu, in_channels=1):
-        super().__init__(n_filters)
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
         with self.init_scope():
-            self.conv1 = FastConvolution2D(in_channels, n_filters)
-            self.conv2 = FastConvolution2D(n_filters, n_filters)
-            self.conv3 = FastConvolution2D(n_filters, n_filters)
-            self.conv4 = FastConvolution2D(n_filters, n_filters)
-            self.conv5 = FastConvolution2D(n_filters, n_filters)
-            self.fc1 = FastLinear(n_filters, n_filters, activation)
+            self.W = chainer.Parameter(chainer.initializers.LeCunNormal(), (out_channels, in_channels, 3, 3))
+            self.bn = L.BatchNormalization(out_channels)
+
+    def forward(self, x):
+        return F.relu(self.bn(functions.convolution(x, [F.transpose(self.W, (0, 2, 3, 1))])))
+
+
+class CNN(Network):
+    """The paper's base learner and embedding: five convolutions, each with ReLU and pooling, and a fully connected layer.
+
+    Args:
+        n_filters: feature maps of each convolution.
+        activation: of the fully connected layer: F.relu in a base learner, None in an embedding.
+        in_channels: 1 for grey images, 3 for colour.
+        image_size: side of the square images.
+        n_slow: how many of the convolutions, from the first, have no fast weights but batch normalisation: 0 is the paper's
+            full model, 3 its partial one.
+    """
+
+    def __init__(self, n_filters=64, activation=F.relu, in_channels=1, image_size=28, n_slow=0):
+        side = -(-image_size // 2 ** 5)
+        super().__init__(n_filters * side ** 2)
+        channels = [in_channels] + [n_filters] * 5
+        with self.init_scope():
+            for i in range(5):
+                layer = NormalizedConvolution2D if i < n_slow else FastConvolution2D
+                setattr(self, 'conv%d' % (i + 1), layer(channels[i], channels[i + 1]))
+            self.fc1 = FastLinear(self.n_out, self.n_out, activation)
 
     def forward(self, x):
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
             x = functions.max_pooling(conv(x))
         return self.fc1(F.reshape(x, (len(x), -1)))
+
+
+class MLP(Network):
+    """Two adaptable fully connected layers: the base learner on top of an embedding's keys in "partial, u".
+
+    Args:
+        n_units: units of input and of both layers.
+    """
+
+    def __init__(self, n_units):
+        super().__init__(n_units)
+        with self.init_scope():
+            self.fc1 = FastLinear(n_units, n_units)
+            self.fc2 = FastLinear(n_units, n_units)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(x))
 
 
 class ExampleLearner(chainer.Chain):
@@ -262,13 +301,15 @@ class MetaNet(chainer.Chain):
         ways: numbers of classes to make softmax layers for; training may use one or several of them.
         n_steps: T, the length of d's sequence of gradients where the support set allows it (`group_size`).
         task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
+        base_on_keys: whether b's input is u's key of an example rather than the example itself.
         n_units: units of the meta learner's hidden layers.
     """
 
-    def __init__(self, base, embed, ways, n_steps=5, task_level=True, n_units=20):
+    def __init__(self, base, embed, ways, n_steps=5, task_level=True, base_on_keys=False, n_units=20):
         super().__init__()
         self.n_steps = n_steps
         self.task_level = task_level
+        self.base_on_keys = base_on_keys
         with self.init_scope():
             self.base = base
             self.embed = embed
@@ -296,14 +337,15 @@ class MetaNet(chainer.Chain):
             ValueError: the model has no softmax layer for N classes.
         """
         way = int(support_y.max()) + 1
-        task_weights = self.task_fast_weights(support_x, support_y, way)            # lines 1-5: Q* from d
+        task_weights = self.task_fast_weights(support_x, support_y, way)                # lines 1-5: Q* = d(gradients)
         with self.embed.augmented(task_weights):
-            keys = self.embed(support_x)                                            # line 9: R
-            queries = self.embed(query_x)                                           # line 12: r
-        memory = Memory(keys, self.example_fast_weights(support_x, support_y, way))  # lines 6-10: M from m
-        example_weights = memory.read(queries)                                      # line 13: W* by attention
-        with self.base.augmented(example_weights, way):
-            return self.base.classify(query_x, way)                                 # line 14: b(W, W*, x)
+            keys = self.embed(support_x)                                                # line 9: R = u(Q, Q*, x')
+            queries = self.embed(query_x)                                               # line 12: r = u(Q, Q*, x)
+        if self.base_on_keys:
+            support_x, query_x = keys.array, queries
+        example_weights = self.example_fast_weights(support_x, support_y, way)          # lines 6-8: M = m(gradients)
+        with self.base.augmented(Memory(keys, example_weights).read(queries), way):     # line 13: W* by attention
+            return self.base.classify(query_x, way)                                     # line 14: b(W, W*, x)
 
     def task_fast_weights(self, x, y, way):
         """Q*, a list of variables: one fast weight for each of u's adaptable slow weights; none of them in MetaNet-."""

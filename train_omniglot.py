@@ -59,13 +59,14 @@ def main():
         device = training.device(gpu)
         train_classes, test_classes, source = data.omniglot(input_path, split)
 
-        def samplers(kind):
-            return {way: data.EpisodeSampler(test_classes, way, nb_samples_per_class_test, n_queries_test,
-                                             seed=(seed, kind, way), xp=device.xp) for way in ways}
+        def test_sampler(way, kind):
+            return data.EpisodeSampler(test_classes, way, nb_samples_per_class_test, n_queries_test,
+                                       seed=(seed, kind, way), xp=device.xp)
 
         sampler = data.EpisodeSampler(train_classes, n_outputs_train, nb_samples_per_class, n_queries, rotate=True,
                                       seed=(seed, 0), xp=device.xp)
-        test_samplers, final_samplers = samplers(1), samplers(2)
+        epoch_samplers = {'test/%d-way' % way: test_sampler(way, 1) for way in ways}
+        final_samplers = {way: test_sampler(way, 2) for way in ways}
 
     np.random.seed(seed)
     model = MetaNet(CNN(n_filters), CNN(n_filters, activation=None), (n_outputs_train,) + ways, n_steps,
@@ -76,7 +77,8 @@ def main():
     optimizer = chainer.optimizers.Adam(alpha).setup(model)
     optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(clip))
 
-    training.train(model, optimizer, sampler, test_samplers, settings, source)
+    tasks = [training.Tasks(model, epoch_samplers, n_test_episodes)]
+    training.train(model, optimizer, sampler, tasks, settings, source)
     paper = PAPER.get((split, variant), {}) if nb_samples_per_class_test == 1 and source == 'Omniglot' else {}
     training.final_test(model, final_samplers, n_final_episodes, out, '%s on %s' % (variant, source), paper)
 

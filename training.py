@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from chainer import training
 from chainer.training import extensions
+from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
 matplotlib.use('Agg')
@@ -189,37 +190,83 @@ class EpisodeUpdater(training.Updater):
         self.sampler.set_state(serializer('sampler', self.sampler.get_state()))
 
 
-class TestTasks(training.Extension):
+class Tasks(training.Extension):
     """Tests the model on a few episodes every epoch, and counts the live fast activations on them.
 
-    Reports `test/5-way/loss`, `test/5-way/accuracy`, ... and `alive/base/conv1`, ...: the share of a layer's fast activations
-    that are above 0; a layer with none learns and adapts through its slow weights alone.
+    Reports `NAME/loss` and `NAME/accuracy` for each sampler, and `alive/base/conv1`, ...: the share of a layer's fast
+    activations that are above 0; a layer with none learns and adapts through its slow weights alone.
 
     Args:
         model: `MetaNet`.
-        samplers: {way: `data.EpisodeSampler`} of test episodes.
-        n_episodes: test episodes of each way.
+        samplers: {name, such as test/5-way: `data.EpisodeSampler`}.
+        n_episodes: episodes of each sampler.
+        same: whether each epoch has the same episodes.
     """
 
     trigger = 1, 'epoch'
     priority = training.PRIORITY_WRITER
-    default_name = 'test'
+    default_name = 'tasks'
 
-    def __init__(self, model, samplers, n_episodes):
+    def __init__(self, model, samplers, n_episodes, same=False):
         self.model = model
         self.samplers = samplers
         self.n_episodes = n_episodes
+        self.start = {name: sampler.get_state() for name, sampler in samplers.items()} if same else {}
 
     def __call__(self, trainer):
         with self.model.watch() as alive:
-            for way, sampler in self.samplers.items():
+            for name, sampler in self.samplers.items():
+                if name in self.start:
+                    sampler.set_state(self.start[name])
                 loss, accuracy = test(self.model, sampler, self.n_episodes).mean(axis=0)
-                chainer.report({'test/%d-way/loss' % way: loss, 'test/%d-way/accuracy' % way: accuracy})
+                chainer.report({name + '/loss': loss, name + '/accuracy': accuracy})
         chainer.report({'alive/' + layer: np.mean(shares) for layer, shares in alive.items() if shares})
 
     def serialize(self, serializer):
-        for way, sampler in self.samplers.items():
-            sampler.set_state(serializer('%d-way' % way, sampler.get_state()))
+        for name, sampler in self.samplers.items():
+            sampler.set_state(serializer(name, sampler.get_state()))
+
+
+class Best(training.Extension):
+    """Keeps the model that does best on the dev tasks, and tests it: the paper's protocol for mini-ImageNet (section 4.2).
+
+    Whenever the accuracy on dev tasks is above the best so far, saves the model and tests it: `test_result` is
+    then (episodes trained, dev accuracy, mean, half width of the 95 % interval), in %. A test reports as `Tasks` does.
+
+    Args:
+        model: `MetaNet`.
+        path: the npz to save the best model to.
+        watched: name of the reported dev accuracy.
+        name: name of the test tasks, such as test/5-way.
+        sampler: `data.EpisodeSampler` of test episodes; each test has the same ones.
+        n_episodes: test episodes.
+    """
+
+    trigger = 1, 'epoch'
+    priority = training.PRIORITY_WRITER - 1  # after the dev tasks
+    default_name = 'best'
+
+    def __init__(self, model, path, watched, name, sampler, n_episodes):
+        self.model = model
+        self.path = path
+        self.watched = watched
+        self.name = name
+        self.sampler = sampler
+        self.start = sampler.get_state()
+        self.n_episodes = n_episodes
+        self.test_result = np.array([0, -1, 0, 0], float)
+
+    def __call__(self, trainer):
+        dev = 100 * trainer.observation[self.watched]
+        if dev > self.test_result[1]:
+            save_model(self.path, self.model)
+            self.sampler.set_state(self.start)
+            results = test(self.model, self.sampler, self.n_episodes)
+            chainer.report(dict(zip((self.name + '/loss', self.name + '/accuracy'), results.mean(axis=0))))
+            self.test_result[:] = (trainer.updater.iteration, dev) + interval(100 * results[:, 1])
+
+    def serialize(self, serializer):
+        self.test_result[...] = serializer('test_result', self.test_result)
 
 
 class Log(extensions.LogReport):
@@ -268,10 +315,11 @@ class Log(extensions.LogReport):
         plt.close(figure)
 
     def _print(self, row):
-        tests = ', '.join('%s %.3f / %.1f %%' % (way, row['test/%s/loss' % way], 100 * row['test/%s/accuracy' % way])
-                          for way in (name.split('/')[1] for name in row if re.match('test/.*/accuracy', name)))
+        names = [name[:-len('/accuracy')] for name in row if re.fullmatch('(dev|test)/.*/accuracy', name)]
+        tests = ', '.join('%s %.3f / %.1f %%' % (name.replace('/', ' '), row[name + '/loss'], 100 * row[name + '/accuracy'])
+                          for name in names)
         # A terminal may hold Chainer's progress bar below the cursor; as its own reports do, this clears it away.
-        print('%sepoch %d (%d episodes): training loss %.3f / accuracy %.1f %%; test %s; %.2f s an episode [%s]' % (
+        print('%sepoch %d (%d episodes): training loss %.3f / accuracy %.1f %%; %s; %.2f s an episode [%s]' % (
             '\033[J' if sys.stdout.isatty() else '', row['epoch'], row['iteration'], row['main/loss'],
             100 * row['main/accuracy'], tests, row['seconds'], self.source), flush=True)
 
@@ -311,21 +359,21 @@ class _CtrlC:
         return self.pressed or trainer.updater.epoch >= self.n_epoch
 
 
-def train(model, optimizer, sampler, test_samplers, settings, source):
+def train(model, optimizer, sampler, tasks, settings, source):
     """Trains to the last epoch, going on from the latest snapshot in the folder `settings['out']` if it has one.
 
     A continued run is the same, bit for bit, as one that never stopped. Ctrl-C leaves a snapshot and ends the program.
 
     Args:
-        model: `MetaNet`.
+        model: `MetaNet`; at the end it is also saved as `model.npz`.
         optimizer: set up with the model.
         sampler: `data.EpisodeSampler` of training episodes.
-        test_samplers: {way: `data.EpisodeSampler`} of the test episodes after each epoch.
-        settings: dict of the script's settings; of these `out`, `n_epoch`, `n_episodes`, `n_test_episodes` are used here.
+        tasks: list of Trainer extensions that test the model: `Tasks`, `Best`.
+        settings: dict of the script's settings; of these `out`, `n_epoch` and `n_episodes` are used here.
         source: name of the data, for every line.
 
     Raises:
-        ValueError: the folder holds a run with other settings.
+        SystemExit: the folder holds a run with other settings, or Ctrl-C was pressed.
     """
     out = settings['out']
     updater = EpisodeUpdater(model, optimizer, sampler, settings['n_episodes'])
@@ -333,7 +381,8 @@ def train(model, optimizer, sampler, test_samplers, settings, source):
         _claim(out, settings, source)
     with _CtrlC(settings['n_epoch']) as stop:
         trainer = training.Trainer(updater, stop, out)
-        trainer.extend(TestTasks(model, test_samplers, settings['n_test_episodes']))
+        for extension in tasks:
+            trainer.extend(extension)
         trainer.extend(Log(source))
         if sys.stdout.isatty():
             trainer.extend(extensions.ProgressBar((settings['n_epoch'], 'epoch'), update_interval=1))
@@ -343,7 +392,12 @@ def train(model, optimizer, sampler, test_samplers, settings, source):
     if updater.epoch < settings['n_epoch']:
         snapshot(trainer)
         sys.exit('\nStopped after %d episodes; the same command goes on from there.' % updater.iteration)
-    with replacing(os.path.join(out, 'model.npz')) as part, open(part, 'wb') as file:
+    save_model(os.path.join(out, 'model.npz'), model)
+
+
+def save_model(path, model):
+    """Writes the model's parameters to an npz, which is whole or not there at all."""
+    with replacing(path) as part, open(part, 'wb') as file:
         chainer.serializers.save_npz(file, model)
 
 
@@ -401,8 +455,26 @@ def interval(values):
     return np.mean(values), 1.96 * np.std(values, ddof=1) / np.sqrt(len(values))
 
 
+def pixel_accuracy(sampler, n_episodes):
+    """Accuracy (0 to 1) of the nearest neighbour among support images, by their pixels: the least that learning must beat.
+
+    Args:
+        sampler: `data.EpisodeSampler`.
+        n_episodes: how many to draw.
+
+    Returns:
+        float array (n_episodes,).
+    """
+    accuracies = np.empty(n_episodes)
+    for i in range(n_episodes):
+        support_x, support_y, query_x, query_y = map(chainer.backends.cuda.to_cpu, sampler.sample())
+        neighbour = KNeighborsClassifier(1).fit(support_x.reshape(len(support_x), -1), support_y)
+        accuracies[i] = neighbour.score(query_x.reshape(len(query_x), -1), query_y)
+    return accuracies
+
+
 def final_test(model, samplers, n_episodes, out, label, paper):
-    """Tests each way on many episodes; prints a line for each beside the paper's number and writes them to `final_test.csv`.
+    """Tests each way on many episodes; prints its line and writes all to `final_test.csv`.
 
     Args:
         model: `MetaNet`.
@@ -414,12 +486,34 @@ def final_test(model, samplers, n_episodes, out, label, paper):
     """
     rows = []
     for way, sampler in samplers.items():
-        mean, half = interval(100 * test(model, sampler, n_episodes, '%d-way test' % way)[:, 1])
-        rows.append({'data': label, 'way': way, 'shot': sampler.shot, 'episodes': n_episodes,
-                     'accuracy': round(mean, 2), 'interval': round(half, 2), 'paper': paper.get(way, '')})
-        print('%s, %d-way %d-shot: %.2f +- %.2f %% on %d test episodes%s' % (
-            label, way, sampler.shot, mean, half, n_episodes,
-            '; the paper has %s %%' % paper[way] if way in paper else '; the paper has no such number'), flush=True)
+        start = sampler.get_state()
+        result = interval(100 * test(model, sampler, n_episodes, '%d-way test' % way)[:, 1])
+        sampler.set_state(start)
+        rows.append(result_row(label, sampler, n_episodes, result, paper.get(way)))
+    write_results(out, rows)
+
+
+def result_row(label, sampler, n_episodes, result, paper):
+    """Prints one way's result, and returns it as a row for `write_results`.
+
+    Args:
+        label: what was tested on what.
+        sampler: the `data.EpisodeSampler` it was tested on, as it was before.
+        n_episodes: test episodes.
+        result: mean accuracy and half width of its interval, in %.
+        paper: the paper's accuracy in %, or None.
+    """
+    pixels = interval(100 * pixel_accuracy(sampler, n_episodes))
+    print('%s, %d-way %d-shot: %.2f +- %.2f %% on %d test episodes; nearest neighbour on pixels %.2f +- %.2f %%; the paper %s'
+          % (label, sampler.way, sampler.shot, *result, n_episodes, *pixels,
+             'has no such number' if paper is None else '%s %%' % paper), flush=True)
+    return {'model': label, 'way': sampler.way, 'shot': sampler.shot, 'episodes': n_episodes,
+            'accuracy': round(result[0], 2), 'interval': round(result[1], 2),
+            'pixels': round(pixels[0], 2), 'pixels_interval': round(pixels[1], 2), 'paper': paper}
+
+
+def write_results(out, rows):
+    """Writes rows of results to `final_test.csv` in the folder `out`."""
     with replacing(os.path.join(out, 'final_test.csv')) as part, open(part, 'w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -13,6 +13,7 @@ printed beside, for information.
 import argparse
 import os
 import sys
+from unittest import mock
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
@@ -35,13 +36,30 @@ class Golden:
         self.support_x, self.query_x = (self[name].astype(np.float32) / 255 for name in ('support_x', 'query_x'))
         self.support_y, self.query_y = self['support_y'], self['query_y']
         self.training = any(key.startswith('grad/') for key in self.arrays)
-        heads = {len(array) for key, array in self.arrays.items() if key.startswith('param/base/softmax')}
-        self.model = metanet.MetaNet(metanet.CNN(), metanet.CNN(activation=None), heads)
+        self.model = self.build()
         self.params = dict(self.model.namedparams())
         # Where training and test have the same way, the authors have two softmax layers of one size: a test uses its own.
         for key in sorted(self.arrays, reverse=self.training):
             if key.startswith('param/'):
-                self.params[self.ours(key)].array[...] = self[key]
+                self.array(key)[...] = self[key]
+
+    def build(self):
+        """The model that has the file's parameters: full, partial, or partial with a base learner on the keys."""
+        n_filters, in_channels = self['param/embed/conv1/W'].shape[:2]
+        sizes = {'n_filters': n_filters, 'in_channels': in_channels, 'image_size': self.query_x.shape[-1],
+                 'n_slow': sum('param/embed/conv%d/bn/gamma' % i in self.arrays for i in range(1, 6))}
+        embed = metanet.CNN(activation=None, **sizes)
+        on_keys = 'param/base/conv1/W' not in self.arrays
+        base = metanet.MLP(embed.n_out) if on_keys else metanet.CNN(**sizes)
+        ways = {len(array) for key, array in self.arrays.items() if key.startswith('param/base/softmax')}
+        return metanet.MetaNet(base, embed, ways, n_steps=10 if in_channels == 3 else 5, base_on_keys=on_keys)
+
+    def array(self, key):
+        """Our array for a key of the file: a parameter's, or a running average's."""
+        value = self.model
+        for name in self.ours(key)[1:].split('/'):
+            value = getattr(value, name)
+        return getattr(value, 'array', value)
 
     def __getitem__(self, key):
         return self.arrays[key]
@@ -54,20 +72,23 @@ class Golden:
         return name
 
     def scores(self):
-        return self.model(self.support_x, self.support_y, self.query_x)
+        """Class scores of the query set, memory keys R and query keys r of one forward pass."""
+        seen = []
+        read = metanet.Memory.read
+
+        def spy(memory, queries):
+            seen.extend((memory.keys, queries))
+            return read(memory, queries)
+
+        with mock.patch.object(metanet.Memory, 'read', spy):
+            return (self.model(self.support_x, self.support_y, self.query_x), *seen)
 
     def loss(self, scores):
         return F.sum(F.softmax_cross_entropy(scores, self.query_y, reduce='no'))
 
-    def keys(self):
-        """Memory keys and query keys, r = u(Q, Q*, x)."""
-        way = int(self.support_y.max()) + 1
-        with self.model.embed.augmented(self.model.task_fast_weights(self.support_x, self.support_y, way)):
-            return self.model.embed(self.support_x), self.model.embed(self.query_x)
-
     def gradients(self, logits):
         """{key: gradient} of every parameter that has one, with the loss taken at `logits`."""
-        scores = self.scores()
+        scores, _, _ = self.scores()
         at = chainer.Variable(logits.copy())
         self.loss(at).backward()
         self.model.cleargrads()
@@ -99,14 +120,17 @@ def gradient_errors(golden, logits):
 def compare(golden):
     """{kind: (worst relative error, where)} of everything that the file holds."""
     with chainer.using_config('train', golden.training):
-        scores = golden.scores()
-        memory_keys, query_keys = golden.keys()
+        scores, memory_keys, query_keys = golden.scores()
         worst = {
             'logits': (error(scores.array, golden['logits']), ''),
             'loss': (error(golden.loss(scores).array, golden['loss']), ''),
             'memory keys': (error(memory_keys.array, golden['memory_keys']), ''),
             'query keys': (error(query_keys.array, golden['query_keys']), ''),
         }
+        averages = {key: error(golden.array(key), golden[key]) for key in golden.arrays if key.startswith('after/')}
+        if averages:
+            where = max(averages, key=averages.get)
+            worst['running averages'] = averages[where], golden.ours(where)
         if golden.training:
             for kind, logits in (('gradients', golden['logits']), ('gradients from our logits', scores.array)):
                 errors = gradient_errors(golden, logits)

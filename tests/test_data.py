@@ -461,3 +461,68 @@ def test_synthetic_characters_are_about_as_hard_as_omniglot():
         distances = ((query_x[:, None] - support_x[None]) ** 2).sum(axis=(2, 3, 4))
         correct.append(support_y[distances.argmin(axis=1)] == query_y)
     assert 0.40 < np.mean(correct) < 0.60
+
+
+# mini-ImageNet --------------------------------------------------------------------------------------------
+
+
+def save_parts(folder, **parts):
+    for part, classes in parts.items():
+        data.save_classes(os.path.join(str(folder), part + '.npz'), classes)
+
+
+def colours(names, size=4, n_images=3):
+    return {name: np.full((n_images, size, size, 3), ord(name), np.uint8) for name in names}
+
+
+def test_mini_imagenet_reads_its_three_files(tmp_path):
+    folder = tmp_path / 'myset'
+    folder.mkdir()
+    save_parts(folder, train=colours('ab'), dev=colours('c'), test=colours('de'))
+    train, dev, test, name = data.mini_imagenet(str(folder))
+    assert (list(train), list(dev), list(test), name) == (['a', 'b'], ['c'], ['d', 'e'], 'myset')
+    assert train['b'].dtype == np.uint8 and (train['b'] == ord('b')).all()
+
+
+def test_mini_imagenet_refuses_what_does_not_fit(tmp_path):
+    save_parts(tmp_path, train=colours('ab'), dev=colours('c'))
+    with pytest.raises(FileNotFoundError, match='test.npz missing'):
+        data.mini_imagenet(str(tmp_path))
+    save_parts(tmp_path, test=colours('bd'))
+    with pytest.raises(ValueError, match="class 'b' is in both .*train.npz and .*test.npz"):
+        data.mini_imagenet(str(tmp_path))
+    save_parts(tmp_path, test=colours('d', size=5))
+    with pytest.raises(ValueError, match=r'test.npz have shape \(5, 5, 3\)'):
+        data.mini_imagenet(str(tmp_path))
+    save_parts(tmp_path, train={'a': np.zeros((2, 4, 4), np.uint8)})
+    with pytest.raises(ValueError, match=r'train.npz have shape \(4, 4\)'):
+        data.mini_imagenet(str(tmp_path))
+
+
+def test_without_mini_imagenet_textures_take_its_place(tmp_path, capsys):
+    train, dev, test, name = data.mini_imagenet(str(tmp_path))
+    assert (len(train), len(dev), len(test), name) == (64, 16, 20, 'synthetic textures')
+    assert train['texture0000'].shape == (40, 84, 84, 3)
+    assert 'THIS IS NOT MINI-IMAGENET' in capsys.readouterr().err
+
+
+def test_synthetic_textures_depend_on_the_seed_alone():
+    first, again, other = (data.synthetic_textures(2, 3, size=8, seed=seed) for seed in (0, 0, 1))
+    assert (first['texture0001'] == again['texture0001']).all() and (first['texture0001'] != other['texture0001']).any()
+    assert (first['texture0000'] != first['texture0001']).any()
+
+
+def test_large_files_are_mapped_and_equal_what_is_read(tmp_path, monkeypatch):
+    random = np.random.RandomState(0)
+    classes = {name: random.randint(256, size=(3, 4, 5)).astype(np.uint8) for name in ('a', 'b/c', 'd')}
+    path = str(tmp_path / 'classes.npz')
+    data.save_classes(path, classes)
+    monkeypatch.setattr(data, 'MAPPED_SIZE', 0)
+    mapped = data.load_classes(path)
+    assert list(mapped) == list(classes) and all((mapped[name] == classes[name]).all() for name in classes)
+    assert not mapped['a'].flags.writeable
+    np.savez_compressed(path, **classes)
+    assert all((data.load_classes(path)[name] == classes[name]).all() for name in classes)
+    np.savez(path, a=classes['a'] / np.float32(255), b=np.asfortranarray(classes['d']))
+    loaded = data.load_classes(path)
+    assert (loaded['a'] == classes['a']).all() and (loaded['b'] == classes['d']).all()

@@ -35,13 +35,13 @@ class StopAt(data.EpisodeSampler):
 
 def run(out, n_epoch, stop_at=-1, **changes):
     """Trains a small model on synthetic strokes; returns it."""
-    settings = dict({'out': str(out), 'n_epoch': n_epoch, 'n_episodes': 3, 'n_test_episodes': 2, 'alpha': 1e-3}, **changes)
+    settings = dict({'out': str(out), 'n_epoch': n_epoch, 'n_episodes': 3, 'alpha': 1e-3}, **changes)
     np.random.seed(0)
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
     optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
     sampler = StopAt(stop_at, CLASSES, 3, 1, 2, rotate=True, seed=0)
-    tests = {3: data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}
-    training.train(model, optimizer, sampler, tests, settings, 'synthetic strokes')
+    tasks = [training.Tasks(model, {'test/3-way': data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}, 2)]
+    training.train(model, optimizer, sampler, tasks, settings, 'synthetic strokes')
     return model
 
 
@@ -127,6 +127,52 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     assert sorted(os.listdir(tmp_path)) == before
 
 
+def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch):
+    model = MetaNet(CNN(4), CNN(4, activation=None), [3])
+    optimizer = chainer.optimizers.Adam().setup(model)
+    dev, tests = (data.EpisodeSampler(CLASSES, 3, 1, 2, seed=i) for i in (1, 2))
+    accuracies = iter([0.5, 0.4, 0.6])  # of the dev tasks after each epoch, as if
+    real = training.test
+    tested = []
+
+    def fake(model, sampler, n, progress=None):
+        if sampler is dev:
+            return np.array([[1.0, next(accuracies)]] * n)
+        tested.append(real(model, sampler, n))
+        return tested[-1]
+
+    monkeypatch.setattr(training, 'test', fake)
+    best = training.Best(model, str(tmp_path / 'best.npz'), 'dev/3-way/accuracy', 'test/3-way', tests, 4)
+    tasks = [training.Tasks(model, {'dev/3-way': dev}, 2, same=True), best]
+    settings = {'out': str(tmp_path), 'n_epoch': 3, 'n_episodes': 2}
+    training.train(model, optimizer, data.EpisodeSampler(CLASSES, 3, 1, 2), tasks, settings, 'synthetic strokes')
+    assert len(tested) == 2
+    np.testing.assert_allclose(best.test_result, [6, 60, *training.interval(100 * tested[-1][:, 1])], rtol=1e-6)
+    assert [row['test/3-way/accuracy'] != '' for row in rows(tmp_path)] == [True, False, True]
+    saved = MetaNet(CNN(4), CNN(4, activation=None), [3])
+    chainer.serializers.load_npz(str(tmp_path / 'best.npz'), saved)
+    assert same(saved, model)
+
+
+def test_dev_tasks_can_be_the_same_each_epoch():
+    model = MetaNet(CNN(4), CNN(4, activation=None), [3])
+    sampler = data.EpisodeSampler(CLASSES, 3, 1, 2)
+    seen = []
+    for same_tasks in (True, False):
+        tasks = training.Tasks(model, {'dev/3-way': sampler}, 3, same=same_tasks)
+        for _ in range(2):
+            observation = {}
+            with chainer.Reporter().scope(observation):
+                tasks(None)
+            seen.append(observation['dev/3-way/loss'])
+    assert seen[0] == seen[1] != seen[3]
+
+
+def test_pixel_accuracy_is_the_nearest_neighbours():
+    flat = {name: np.full((3, 2, 2), 80 * i, np.uint8) for i, name in enumerate('abc')}
+    assert (training.pixel_accuracy(data.EpisodeSampler(flat, 3, 1, 2), 5) == 1).all()
+
+
 def test_testing_neither_learns_nor_touches_the_training_log():
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
     before = [param.array.copy() for param in model.params()]
@@ -152,7 +198,7 @@ def test_final_test_writes_what_it_prints(tmp_path, capsys):
     with open(tmp_path / 'final_test.csv', newline='') as file:
         (row,) = csv.DictReader(file)
     assert row['way'] == '3' and row['shot'] == '1' and row['episodes'] == '5' and row['paper'] == '99.0'
-    assert 'MetaNet on synthetic, 3-way 1-shot: %.2f +- %.2f %% on 5 test episodes; the paper has 99.0' % (
+    assert 'MetaNet on synthetic, 3-way 1-shot: %.2f +- %.2f %% on 5 test episodes; nearest neighbour' % (
         float(row['accuracy']), float(row['interval'])) in line
 
 
@@ -191,11 +237,11 @@ def test_configure(tmp_path, words, expected):
         assert done.stdout == 'True\n%r\n' % (expected,)
 
 
-def script(tmp_path, *words):
+def script(tmp_path, *words, name='train_omniglot.py'):
     environment = {name: value for name, value in os.environ.items() if name != 'OMNIGLOT_DIR'}
     # No download: the connection goes to a port where nobody listens.
     environment.update(http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
-    return subprocess.run([sys.executable, os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path / 'data')]
+    return subprocess.run([sys.executable, os.path.join(ROOT, name), '--input_path', str(tmp_path / 'data')]
                           + list(words), capture_output=True, text=True, cwd=str(tmp_path), env=environment)
 
 
@@ -225,3 +271,33 @@ def test_bad_settings_are_refused_before_any_work(tmp_path, words, message):
     done = script(tmp_path, '--out', 'here', *words)
     assert done.returncode == 1 and message in done.stderr
     assert not os.path.exists(tmp_path / 'here') and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('model', ['partial', 'partial, u'])
+def test_mini_imagenet_script_runs_anywhere(tmp_path, model):
+    done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '1', '--n_dev_episodes', '2', '--n_test_episodes', '2', '--model',
+                  model, '--n_filters', '4', '--n_queries', '2', '--n_outputs_train', '6', '--out', 'here', name='train_mini_imagenet.py')
+    assert done.returncode == 0, done.stderr
+    assert 'NOT MINI-IMAGENET' in done.stderr
+    lines = done.stdout.splitlines()
+    assert 'synthetic' in lines[0] and 'MetaNet (%s) on synthetic textures, 5-way 1-shot' % model in lines[-1]
+    assert {'best.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(os.listdir(tmp_path / 'here'))
+
+
+def test_mini_imagenet_script_trains_on_files(tmp_path):
+    os.mkdir(tmp_path / 'data')
+    textures = data.synthetic_textures(15, 8, size=32)
+    for i, part in enumerate(('train', 'dev', 'test')):
+        data.save_classes(str(tmp_path / 'data' / (part + '.npz')), dict(list(textures.items())[5 * i:5 * i + 5]))
+    done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '1', '--n_dev_episodes', '2', '--n_test_episodes', '2', '--n_filters',
+                  '4', '--n_queries', '2', '--out', 'here', name='train_mini_imagenet.py')
+    assert done.returncode == 0, done.stderr
+    assert 'MetaNet (partial) on data' in done.stdout and not done.stderr.strip()
+
+
+def test_mini_imagenet_script_refuses_too_few_images(tmp_path):
+    os.mkdir(tmp_path / 'data')
+    for part in ('train', 'dev', 'test'):
+        data.save_classes(str(tmp_path / 'data' / (part + '.npz')), data.synthetic_textures(5, 8, size=32, seed=ord(part[0])))
+    done = script(tmp_path, '--out', 'here', name='train_mini_imagenet.py')
+    assert done.returncode == 1 and 'is in both' in done.stderr
