@@ -229,7 +229,7 @@ def _read_zip(path):
             for name, members in characters.items():
                 if len(members) != N_DRAWERS:
                     raise ValueError(f'{path}: {name} has {len(members)} drawings, not {N_DRAWERS}; {remedy}')
-            progress = tqdm(characters.items(), desc=f'decoding {zip_name}', unit=' characters')
+            progress = tqdm(characters.items(), f'decoding {zip_name}', unit=' characters')
             return {name: np.stack([_decode(archive.read(member)) for member in members])
                     for name, members in progress}
     except (zipfile.BadZipFile, zlib.error, OSError) as error:  # OSError: Pillow's, for a broken image

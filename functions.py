@@ -1,18 +1,21 @@
 """The differentiable functions MetaNet spends its time in, on NumPy and on CuPy alike.
 
-`convolution` and `linear` are layer augmentation (section 3.3 of the paper) in one primitive: a sum of products of the same
-input, each with weights of its own, shared by all examples or one per group of examples. Run forwards with fast
-weights per query it is the augmented layer; run backwards with a copy of the slow weights per support example it gives the
-meta information. `mlp` and `lstm` are the meta learner's two coordinate-wise networks.
+`convolution` and `linear` are layer augmentation (section 3.3 of the paper) in one primitive: a sum of products of the
+same input, each with weights of its own, shared by all examples or one per group of examples. Run forwards with fast
+weights per query it is the augmented layer; run backwards with a copy of the slow weights per support example it gives
+the meta information. `mlp` and `lstm` are the meta learner's two coordinate-wise networks, `mixture` reads the memory.
 
 On the CPU the work is cut into blocks that fit a core's cache, and the blocks are shared among threads. The cut depends
-on the shapes alone, so results do not depend on the number of threads. Nothing here can be differentiated twice: the paper's
-meta information is a constant (first order).
+on the shapes alone, so results do not depend on the number of threads. Nothing here can be differentiated twice: the
+paper's meta information is a constant (first order).
 """
+import math
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import chainer_compat  # noqa: F401  (before Chainer)
+import chainer
 import numpy
 from chainer import as_variable, FunctionNode
 from chainer import functions as F
@@ -20,37 +23,79 @@ from chainer.backends import cuda
 from chainer.utils import type_check
 from threadpoolctl import ThreadpoolController
 
-# Rows of a convolution's columns, and coordinates of a meta learner, that a block holds: what fits a 1 MB L2 cache.
-ROWS = 256
-COORDINATES = 256
+# Numbers in a block's largest array, of a convolution or of pooling: what fits a core's cache, beside the others.
+ELEMENTS = 1 << 17
+# Chunks of coordinates in a block of a meta learner.
+CHUNKS = 8
 # Parts the blocks are dealt into. Each part adds up its own gradient, so this number, not the number of threads,
 # decides the order of the sums.
 PARTS = 16
 
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 _blas = ThreadpoolController()
-_threads = None
+_pool = ThreadPoolExecutor()
 
 
 def _in_parts(work, blocks):
-    """Calls `work` on up to `PARTS` runs of consecutive `blocks` in threads; returns its results in order."""
-    global _threads
-    runs = [run.tolist() for run in numpy.array_split(numpy.array(blocks, int).reshape(-1, 2), PARTS) if len(run)]
-    if _threads is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-        _threads = ThreadPoolExecutor(cores)
-    if len(runs) == 1:
-        return [work(runs[0])]
+    """Calls `work` on up to `PARTS` runs of consecutive `blocks` in `THREADS` threads; returns its results in order."""
+    edges = [i * len(blocks) // PARTS for i in range(PARTS + 1)]
+    runs = [blocks[start:stop] for start, stop in zip(edges, edges[1:]) if start < stop]
+    results, left = [None] * len(runs), enumerate(runs)
+
+    def take():
+        for i, run in left:
+            results[i] = work(run)
+
     # The threads already fill the cores: BLAS must not start threads of its own in each of them.
     with _blas.limit(limits=1, user_api='blas'):
-        return list(_threads.map(work, runs))
+        helpers = [_pool.submit(take) for _ in range(min(THREADS, len(runs)) - 1)]
+        take()
+        for helper in helpers:
+            helper.result()
+    return results
 
 
 def _blocks(length, size, step=1):
-    """Cuts `range(length)` into [start, stop) blocks of about `size`, at multiples of `step`; a short rest stands alone."""
+    """Cuts `range(length)` into (start, stop) of about `size`, at multiples of `step`; a short rest stands alone."""
     size = max(step, size // step * step)
     whole = length // step * step
     edges = list(range(0, whole, size)) + [whole, length]
     return [(start, stop) for start, stop in zip(edges, edges[1:]) if start < stop]
+
+
+class _Scratch(threading.local):
+    """Arrays a thread works in, block after block: NumPy's own come from fresh pages each time, outside the cache."""
+
+    def __init__(self):
+        self.arrays = {}
+
+    def __call__(self, name, shape, like):
+        """An uninitialised array with the dtype of `like`, valid until the thread's next call for that name."""
+        if isinstance(like, cuda.ndarray):
+            return cuda.cupy.empty(shape, like.dtype)
+        size = math.prod(shape) * like.itemsize
+        if name not in self.arrays or self.arrays[name].size < size:
+            memory = numpy.empty(size + 64, numpy.uint8)
+            start = -memory.ctypes.data % 64  # a cache line, and the width of the widest vectors
+            self.arrays[name] = memory[start:start + size]
+        return self.arrays[name][:size].view(like.dtype).reshape(shape)
+
+
+_scratch = _Scratch()
+
+
+def _matmul(a, b, out):
+    """Into `out`, which may be any view: not every version of CuPy takes those."""
+    if isinstance(out, cuda.ndarray):
+        out[...] = cuda.cupy.matmul(a, b)
+        return out
+    return numpy.matmul(a, b, out=out)
+
+
+def _relu(x):
+    """In place. NumPy clips several times faster than it takes the maximum with a scalar."""
+    return cuda.get_array_module(x).clip(x, 0, numpy.inf, out=x)
 
 
 def preprocess(gradient, p=7):
@@ -61,7 +106,7 @@ def preprocess(gradient, p=7):
         p: the exponent that parts large gradients from small ones.
 
     Returns:
-        A pair of arrays of that shape, in [-1, ~12.7) and [-1, 1]: max(log(|g| + eps) / p, -1) and clip(g * e^p, -1, 1).
+        A pair of arrays of that shape: max(log(|g| + eps) / p, -1), and clip(g * e^p, -1, 1).
     """
     xp = cuda.get_array_module(gradient)
     eps = float(numpy.finfo(numpy.float32).eps)
@@ -91,45 +136,48 @@ class _Products(FunctionNode):
         return weight.reshape(weight.shape[:weight.ndim - self.weight_ndim + 1] + (-1,))
 
     def _cut(self, x, weights):
-        positions = x[0, 0].size
         step = self.group if any(weight.ndim == 3 for weight in weights) else 1
-        size = len(x) if isinstance(x, cuda.ndarray) else ROWS // positions
+        size = len(x) if isinstance(x, cuda.ndarray) else ELEMENTS // (x[0, 0].size * max(weights[0].shape[-2:]))
         return _blocks(len(x), size, step)
 
     def _groups(self, start, stop):
         return slice(start // self.group, -(-stop // self.group))
 
-    def _product(self, rows, weight, start, stop):
-        """rows (examples, positions, k) times weight (k, n) or (groups, k, n) -> (examples, positions, n)"""
-        xp = cuda.get_array_module(rows)
-        if weight.ndim == 2:
-            product = rows.reshape(-1, rows.shape[-1]).dot(weight)
-        else:
-            weight = weight[self._groups(start, stop)]
-            product = xp.matmul(rows.reshape(len(weight), -1, rows.shape[-1]), weight)
-        return product.reshape(rows.shape[:2] + (-1,))
+    def _product(self, columns, weight, start, stop, out):
+        """Columns (examples, positions, k) times weight (o, k) or (groups, o, k), into out (examples, positions, o)."""
+        weight = weight[None] if weight.ndim == 2 else weight[self._groups(start, stop)]
+        groups, o, k = weight.shape
+        return _matmul(columns.reshape(groups, -1, k), weight.swapaxes(1, 2), out.reshape(groups, -1, o))
+
+    def _spread(self, g, weight, start, stop, out):
+        """The way back, g (examples, positions, o) times weight: by taps, into out (taps, examples, positions, c)."""
+        weight = weight[None] if weight.ndim == 2 else weight[self._groups(start, stop)]
+        groups, o, _ = weight.shape
+        taps, c = len(out), out.shape[-1]
+        weight = weight.reshape(groups, o, taps, c).swapaxes(1, 2)
+        return _matmul(g.reshape(groups, 1, -1, o), weight, out.reshape(taps, groups, -1, c).swapaxes(0, 1))
 
     def forward(self, inputs):
         x, weights = inputs[0], [self._flatten(weight) for weight in inputs[1:]]
         self.retain_inputs(range(len(inputs)))
         xp = cuda.get_array_module(x)
-        positions = x[0, 0].size
-        y = xp.empty((len(x), positions, weights[0].shape[-2]), x.dtype)
-        self.alive = [xp.empty(y.shape, bool) for _ in weights] if self.relu else [None] * len(weights)
+        y = xp.empty((len(x), x[0, 0].size, weights[0].shape[-2]), x.dtype)
+        masked = self.relu and chainer.config.enable_backprop
+        self.alive = [xp.empty(y.shape, bool) if masked else None for _ in weights]
 
         def work(blocks):
             for start, stop in blocks:
                 columns = self.columns(x[start:stop])
                 out = y[start:stop]
                 for i, (weight, alive) in enumerate(zip(weights, self.alive)):
-                    product = self._product(columns, weight.swapaxes(-1, -2), start, stop)
-                    if self.relu:
+                    product = _scratch('product', out.shape, out) if i else out
+                    self._product(columns, weight, start, stop, product)
+                    if alive is not None:
                         xp.greater(product, 0, out=alive[start:stop])
-                        xp.maximum(product, x.dtype.type(0), out=product)
+                    if self.relu:
+                        _relu(product)
                     if i:
                         out += product
-                    else:
-                        out[...] = product
 
         _in_parts(work, self._cut(x, weights))
         return self.from_rows(y, x.shape),
@@ -139,27 +187,38 @@ class _Products(FunctionNode):
         x, weights = inputs[0], [self._flatten(weight) for weight in inputs[1:]]
         xp = cuda.get_array_module(x)
         gy = self.to_rows(grad_outputs[0].array)
-        gx = xp.empty(self.to_rows(x).shape, x.dtype) if 0 in indexes else None
-        grouped = [xp.empty(weight.shape, x.dtype) if i in indexes and weight.ndim == 3 else None
+        gx = xp.empty((len(x), x[0, 0].size, x.shape[1]), x.dtype) if 0 in indexes else None
+        grouped = [xp.zeros(weight.shape, x.dtype) if i in indexes and weight.ndim == 3 else None
                    for i, weight in enumerate(weights, 1)]
 
         def work(blocks):
             shared = [0] * len(weights)
             for start, stop in blocks:
                 columns = self.columns(x[start:stop])
-                g_columns = 0
+                taps = columns.shape[-1] // x.shape[1]
+                g_columns = None
                 for i, (weight, alive) in enumerate(zip(weights, self.alive)):
-                    g = gy[start:stop] if alive is None else gy[start:stop] * alive[start:stop]
+                    g = gy[start:stop]
+                    if alive is not None:
+                        # Fast weights whose ReLUs are all shut, as they often are, cost nothing here.
+                        if not alive[start:stop].any():
+                            continue
+                        g = xp.multiply(g, alive[start:stop], out=_scratch('g', g.shape, g))
                     if grouped[i] is not None:
                         out = grouped[i][self._groups(start, stop)]
-                        xp.matmul(g.reshape(len(out), -1, g.shape[-1]).swapaxes(-1, -2),
-                                  columns.reshape(len(out), -1, columns.shape[-1]), out=out)
+                        _matmul(g.reshape(len(out), -1, g.shape[-1]).swapaxes(1, 2),
+                                columns.reshape(len(out), -1, columns.shape[-1]), out)
                     elif i + 1 in indexes:
                         shared[i] += g.reshape(-1, g.shape[-1]).T.dot(columns.reshape(-1, columns.shape[-1]))
                     if gx is not None:
-                        g_columns += self._product(g, weight, start, stop)
+                        out = _scratch('g_columns%d' % min(i, 1), (taps, len(g), g.shape[1], x.shape[1]), g)
+                        self._spread(g, weight, start, stop, out)
+                        if g_columns is None:
+                            g_columns = out
+                        else:
+                            g_columns += out
                 if gx is not None:
-                    gx[start:stop] = self.fold(g_columns, x.shape)
+                    gx[start:stop] = 0 if g_columns is None else self.fold(g_columns, x.shape)
             return shared
 
         parts = _in_parts(work, self._cut(x, weights))
@@ -167,9 +226,9 @@ class _Products(FunctionNode):
         for i, gradient in enumerate(grouped):
             if i + 1 not in indexes:
                 gradients.append(None)
-            elif gradient is None:
-                gradients.append(sum(part[i] for part in parts).reshape(inputs[i + 1].shape))
             else:
+                if gradient is None:
+                    gradient = sum((part[i] for part in parts), xp.zeros_like(weights[i]))
                 gradients.append(gradient.reshape(inputs[i + 1].shape))
         return [None if gradients[i] is None else as_variable(gradients[i]) for i in indexes]
 
@@ -189,24 +248,32 @@ class _Convolution(_Products):
     def from_rows(self, rows, x_shape):
         return rows.reshape(len(rows), x_shape[2], x_shape[3], -1).transpose(0, 3, 1, 2)
 
+    def _padded(self, n, c, h, w, like):
+        """Zeros (n, h + kh - 1, w + kw - 1, c), and the view of them that feature maps fill."""
+        kh, kw = self.kernel
+        padded = _scratch('padded', (n, h + kh - 1, w + kw - 1, c), like)
+        padded.fill(0)
+        return padded, padded[:, kh // 2:kh // 2 + h, kw // 2:kw // 2 + w]
+
     def columns(self, x):
         xp = cuda.get_array_module(x)
         (n, c, h, w), (kh, kw) = x.shape, self.kernel
-        padded = xp.zeros((n, h + kh - 1, w + kw - 1, c), x.dtype)
-        padded[:, kh // 2:kh // 2 + h, kw // 2:kw // 2 + w] = x.transpose(0, 2, 3, 1)
+        padded, maps = self._padded(n, c, h, w, x)
+        maps[...] = x.transpose(0, 2, 3, 1)
         s0, s1, s2, s3 = padded.strides
-        windows = xp.lib.stride_tricks.as_strided(padded, (n, h, w, kh, kw * c), (s0, s1, s2, s1, s3))
-        return windows.reshape(n, h * w, -1)
+        columns = _scratch('columns', (n, h, w, kh, kw * c), x)
+        columns[...] = xp.lib.stride_tricks.as_strided(padded, columns.shape, (s0, s1, s2, s1, s3))
+        return columns.reshape(n, h * w, -1)
 
     def fold(self, g_columns, x_shape):
-        xp = cuda.get_array_module(g_columns)
         (_, c, h, w), (kh, kw) = x_shape, self.kernel
-        g_columns = g_columns.reshape(-1, h, w, kh, kw, c)
-        padded = xp.zeros((len(g_columns), h + kh - 1, w + kw - 1, c), g_columns.dtype)
-        for i in range(kh):
-            for j in range(kw):
-                padded[:, i:i + h, j:j + w] += g_columns[:, :, :, i, j]
-        return padded[:, kh // 2:kh // 2 + h, kw // 2:kw // 2 + w].reshape(-1, h * w, c)
+        n = g_columns.shape[1]
+        padded, maps = self._padded(n, c, h, w, g_columns)
+        for tap, g in enumerate(g_columns.reshape(-1, n, h, w, c)):
+            i, j = divmod(tap, kw)
+            window = padded[:, i:i + h, j:j + w]
+            window += g
+        return maps.reshape(n, h * w, c)
 
 
 class _Linear(_Products):
@@ -222,11 +289,11 @@ class _Linear(_Products):
     columns = to_rows
 
     def fold(self, g_columns, x_shape):
-        return g_columns
+        return g_columns[0]
 
 
 def convolution(x, weights, group=1, relu=False):
-    """Sum of convolutions of the same feature maps, each with weights of its own: stride 1, as large as the input, no bias.
+    """Sum of convolutions of the same feature maps, each with weights of its own: stride 1, no bias, size kept.
 
     Args:
         x: feature maps, float (n, c, h, w).
@@ -263,56 +330,78 @@ def linear(x, weights, group=1, relu=False):
 
 
 class _MaxPooling(FunctionNode):
+    """Pools pairs of columns, then of rows. Of equals the first takes the gradient, as in Chainer's own pooling."""
 
     def check_type_forward(self, in_types):
         type_check.expect(in_types.size() == 1, in_types[0].dtype.kind == 'f', in_types[0].ndim == 4)
 
-    @staticmethod
-    def _corners(x):
-        """The four members of each 2x2 window, row by row: where windows overhang, the later ones are smaller."""
-        return [x[:, i::2, j::2] for i in range(2) for j in range(2)]
-
     def _cut(self, x):
-        return [(0, len(x))] if isinstance(x, cuda.ndarray) else _blocks(len(x), 1)
+        return _blocks(len(x), len(x) if isinstance(x, cuda.ndarray) else max(1, ELEMENTS // x[0].size))
+
+    @staticmethod
+    def _pair(x, axis):
+        """The first and second members of the pairs; where the length is odd, the last has no second."""
+        x = x.swapaxes(1, axis)
+        return x[:, 0::2].swapaxes(1, axis), x[:, 1::2].swapaxes(1, axis)
+
+    @staticmethod
+    def _like(x, other, axis):
+        """x as far as `other` goes along the axis"""
+        return x[:, :other.shape[1]] if axis == 1 else x[:, :, :other.shape[2]]
 
     def forward(self, inputs):
         x = inputs[0].transpose(0, 2, 3, 1)
-        self.retain_inputs((0,))
-        self.retain_outputs((0,))
         xp = cuda.get_array_module(x)
-        n, h, w, c = x.shape
-        y = xp.empty((n, -(-h // 2), -(-w // 2), c), x.dtype)
+        n, h, w, c = self.shape = x.shape
+        shapes = (n, h, -(-w // 2), c), (n, -(-h // 2), -(-w // 2), c)
+        y = xp.empty(shapes[1], x.dtype)
+        keep = chainer.config.enable_backprop
+        # Whether the second of a pair wins, one array for columns and one for rows.
+        self.second = (xp.empty((n, h, w // 2, c), bool), xp.empty((n, h // 2, -(-w // 2), c), bool)) if keep else None
 
         def work(blocks):
             for start, stop in blocks:
-                first, *others = self._corners(x[start:stop])
-                out = y[start:stop]
-                out[...] = first
-                for corner in others:
-                    part = out[:, :corner.shape[1], :corner.shape[2]]
-                    xp.maximum(part, corner, out=part)
+                narrow = _scratch('narrow', (stop - start,) + shapes[0][1:], x)
+                self._pool(x[start:stop], 2, narrow, self.second and self.second[0][start:stop])
+                self._pool(narrow, 1, y[start:stop], self.second and self.second[1][start:stop])
 
         _in_parts(work, self._cut(x))
         return y.transpose(0, 3, 1, 2),
 
-    def backward(self, indexes, grad_outputs):
-        x, y, gy = (variable.array.transpose(0, 2, 3, 1) for variable in (
-            self.get_retained_inputs()[0], self.get_retained_outputs()[0], grad_outputs[0]))
+    def _pool(self, x, axis, out, second):
         xp = cuda.get_array_module(x)
-        gx = xp.empty(x.shape, x.dtype)
+        a, b = self._pair(x, axis)
+        whole = self._like(a, b, axis)
+        xp.maximum(whole, b, out=self._like(out, b, axis))
+        if second is not None:
+            xp.greater(b, whole, out=second)
+        if a.shape != b.shape:
+            last = (slice(None),) * axis + (slice(-1, None),)
+            out[last] = a[last]
+
+    def _unpool(self, g, axis, out, second):
+        xp = cuda.get_array_module(g)
+        g_a, g_b = self._pair(out, axis)
+        g_whole = self._like(g, g_b, axis)
+        xp.multiply(g_whole, second, out=g_b)
+        xp.subtract(g_whole, g_b, out=self._like(g_a, g_b, axis))
+        if g_a.shape != g_b.shape:
+            last = (slice(None),) * axis + (slice(-1, None),)
+            g_a[last] = g[last]
+
+    def backward(self, indexes, grad_outputs):
+        gy = grad_outputs[0].array.transpose(0, 2, 3, 1)
+        xp = cuda.get_array_module(gy)
+        n, h, w, c = self.shape
+        gx = xp.empty(self.shape, gy.dtype)
 
         def work(blocks):
             for start, stop in blocks:
-                # Among equals the first takes the gradient, as in Chainer's own pooling.
-                free = xp.ones(y[start:stop].shape, bool)
-                for corner, g_corner in zip(self._corners(x[start:stop]), self._corners(gx[start:stop])):
-                    part = (slice(start, stop), slice(corner.shape[1]), slice(corner.shape[2]))
-                    left = free[:, part[1], part[2]]
-                    hit = (corner == y[part]) & left
-                    left ^= hit
-                    xp.multiply(gy[part], hit, out=g_corner)
+                g_narrow = _scratch('narrow', (stop - start, h, gy.shape[2], c), gy)
+                self._unpool(gy[start:stop], 1, g_narrow, self.second[1][start:stop])
+                self._unpool(g_narrow, 2, gx[start:stop], self.second[0][start:stop])
 
-        _in_parts(work, self._cut(x))
+        _in_parts(work, self._cut(gx))
         return as_variable(gx.transpose(0, 3, 1, 2)),
 
 
@@ -328,50 +417,133 @@ def max_pooling(x):
     return _MaxPooling().apply((x,))[0]
 
 
-class _Coordinatewise(FunctionNode):
-    """The same small network for each column of `gradients` (t, p); the gradients themselves are constants.
-
-    Nothing but the inputs is kept for the backward pass: a block's activations are cheaper to compute again in cache
-    than to fetch from memory.
-    """
+class _Mixture(FunctionNode):
 
     def check_type_forward(self, in_types):
-        gradients = in_types[0]
-        type_check.expect(gradients.dtype.kind == 'f', gradients.ndim == 2)
-        for parameter in in_types[1:]:
-            type_check.expect(parameter.dtype == gradients.dtype)
+        weights = in_types[0]
+        type_check.expect(in_types.size() >= 2, weights.dtype.kind == 'f', weights.ndim == 2)
+        for value in in_types[1:]:
+            type_check.expect(value.dtype == weights.dtype, value.ndim == 2, value.shape[0] == weights.shape[1])
 
-    def _cut(self, gradients):
-        coordinates = gradients.shape[1]
-        return _blocks(coordinates, coordinates if isinstance(gradients, cuda.ndarray) else COORDINATES)
+    def _cut(self, values):
+        """Blocks (which of the values, start, stop)"""
+        return [(i, start, stop) for i, value in enumerate(values) for start, stop in _blocks(
+            value.shape[1], value.shape[1] if isinstance(value, cuda.ndarray) else ELEMENTS // 16)]
 
     def forward(self, inputs):
-        gradients, parameters = inputs[0], self.pack(*inputs[1:])
+        weights, values = inputs[0], inputs[1:]
         self.retain_inputs(range(len(inputs)))
-        y = cuda.get_array_module(gradients).empty(gradients.shape[1:], gradients.dtype)
+        xp = cuda.get_array_module(weights)
+        ys = [xp.empty((len(weights), value.shape[1]), value.dtype) for value in values]
 
         def work(blocks):
-            for start, stop in blocks:
-                y[start:stop] = self.output(self.activations(gradients[:, start:stop], parameters), parameters)
+            for i, start, stop in blocks:
+                _matmul(weights, values[i][:, start:stop], ys[i][:, start:stop])
+
+        _in_parts(work, self._cut(values))
+        return tuple(ys)
+
+    def backward(self, indexes, grad_outputs):
+        weights, *values = (variable.array for variable in self.get_retained_inputs())
+        xp = cuda.get_array_module(weights)
+        g_values = [xp.zeros(value.shape, value.dtype) for value in values]
+
+        def work(blocks):
+            g_weights = xp.zeros_like(weights)
+            for i, start, stop in blocks:
+                if grad_outputs[i] is not None:
+                    gy = grad_outputs[i].array[:, start:stop]
+                    # As in `_Products`: where nothing came back, nothing goes on.
+                    if gy.any():
+                        _matmul(weights.T, gy, g_values[i][:, start:stop])
+                        g_weights += gy.dot(values[i][:, start:stop].T)
+            return g_weights
+
+        gradients = [sum(_in_parts(work, self._cut(values)))] + g_values
+        return [as_variable(gradients[i]) for i in indexes]
+
+
+def mixture(weights, values):
+    """Weighted sums of the rows of several arrays, all with the same weights: the reading of a memory.
+
+    Args:
+        weights: float (n, m).
+        values: sequence of float (m, ...).
+
+    Returns:
+        A list of chainer.Variable: for each array its sums, (n, ...).
+
+    Raises:
+        chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
+    """
+    ys = _Mixture().apply([weights] + [F.reshape(value, (len(value), -1)) for value in values])
+    return [F.reshape(y, weights.shape[:1] + value.shape[1:]) for y, value in zip(ys, values)]
+
+
+class _Coordinatewise(FunctionNode):
+    """The same small network for each column of several `gradients` (t, p); the gradients themselves are constants.
+
+    Nothing but the inputs is kept for the backward pass: a block's activations are cheaper to compute again in cache
+    than to fetch from memory. Within a block, NumPy's calls work on several chunks of columns at once: the threads hold
+    each other up between calls, so these are long, while each matrix product stays small enough for BLAS's quick path.
+    """
+
+    def __init__(self, count):
+        self.count = count
+
+    def check_type_forward(self, in_types):
+        dtype = in_types[0].dtype
+        type_check.expect(dtype.kind == 'f', *(in_types[i].ndim == 2 for i in range(self.count)))
+        for in_type in in_types[1:]:
+            type_check.expect(in_type.dtype == dtype)
+
+    def _cut(self, gradients):
+        """Blocks (which of the gradients, start, stop)"""
+        blocks = []
+        for i, array in enumerate(gradients):
+            coordinates = array.shape[1]
+            size = coordinates if isinstance(array, cuda.ndarray) else CHUNKS * self.chunk
+            blocks += [(i, start, stop) for start, stop in _blocks(coordinates, size, min(size, self.chunk))]
+        return blocks
+
+    def _chunks(self, array, start, stop):
+        """(..., p) -> (..., chunks, 1, width) of that block"""
+        width = stop - start if isinstance(array, cuda.ndarray) else min(self.chunk, stop - start)
+        return array[..., start:stop].reshape(array.shape[:-1] + (-1, 1, width))
+
+    def forward(self, inputs):
+        gradients, parameters = inputs[:self.count], self.pack(*inputs[self.count:])
+        self.retain_inputs(range(len(inputs)))
+        xp = cuda.get_array_module(*inputs)
+        ys = [xp.empty(array.shape[1:], array.dtype) for array in gradients]
+
+        def work(blocks):
+            for i, start, stop in blocks:
+                activations = self.activations(self._chunks(gradients[i], start, stop), parameters, keep=False)
+                ys[i][start:stop] = self.output(activations, parameters).ravel()
 
         _in_parts(work, self._cut(gradients))
-        return y,
+        return tuple(ys)
 
     def backward(self, indexes, grad_outputs):
         inputs = [variable.array for variable in self.get_retained_inputs()]
-        gradients, parameters = inputs[0], self.pack(*inputs[1:])
-        gy = grad_outputs[0].array
+        gradients, parameters = inputs[:self.count], self.pack(*inputs[self.count:])
+        xp = cuda.get_array_module(*inputs)
 
         def work(blocks):
-            sums = None
-            for start, stop in blocks:
-                activations = self.activations(gradients[:, start:stop], parameters)
-                terms = self.differentiate(activations, parameters, gy[None, start:stop])
-                sums = terms if sums is None else [a + b for a, b in zip(sums, terms)]
+            sums = [xp.zeros_like(parameter) for parameter in parameters]
+            for i, start, stop in blocks:
+                gy = grad_outputs[i]
+                # Fast weights of a layer whose ReLUs are all shut get no gradient, and give none.
+                if gy is not None and gy.array[start:stop].any():
+                    activations = self.activations(self._chunks(gradients[i], start, stop), parameters, keep=True)
+                    terms = self.differentiate(activations, parameters, self._chunks(gy.array, start, stop))
+                    for total, term in zip(sums, terms):
+                        total += term.sum(0)
             return sums
 
         parts = _in_parts(work, self._cut(gradients))
-        result = [None] + [as_variable(g) for g in self.unpack(*(sum(terms) for terms in zip(*parts)))]
+        result = [None] * self.count + [as_variable(g) for g in self.unpack(*(sum(terms) for terms in zip(*parts)))]
         return [result[i] for i in indexes]
 
 
@@ -382,106 +554,135 @@ def _augment(weight, bias):
 
 class _MLP(_Coordinatewise):
 
+    chunk = 2048
+
     def pack(self, W1, b1, W2, b2, W3, b3):
         return _augment(W1, b1), _augment(W2, b2), _augment(W3, b3)
 
     def unpack(self, g1, g2, g3):
         return g1[:, :-1], g1[:, -1], g2[:, :-1], g2[:, -1], g3[:, :-1], g3[:, -1]
 
-    def activations(self, gradients, parameters):
+    def activations(self, gradients, parameters, keep):
         xp = cuda.get_array_module(gradients)
-        layers = [xp.stack(preprocess(gradients[0]) + (xp.ones_like(gradients[0]),))]
-        for weight in parameters[:-1]:
-            hidden = xp.empty((len(weight) + 1, gradients.shape[1]), gradients.dtype)
-            xp.matmul(weight, layers[-1], out=hidden[:-1])
-            xp.maximum(hidden[:-1], gradients.dtype.type(0), out=hidden[:-1])
-            hidden[-1] = 1
-            layers.append(hidden)
+        _, chunks, _, width = gradients.shape
+        layers = []
+        for i, weight in enumerate(parameters):
+            layer = _scratch('layer%d' % i, (chunks, weight.shape[1], width), gradients)
+            if i:
+                _relu(_matmul(parameters[i - 1], layers[-1], layer[:, :-1]))
+            else:
+                layer[:, :1], layer[:, 1:2] = preprocess(gradients[0])
+            layer[:, -1] = 1
+            layers.append(layer)
         return layers
 
     def output(self, layers, parameters):
-        return parameters[-1].dot(layers[-1])[0]
+        return cuda.get_array_module(layers[0]).matmul(parameters[-1], layers[-1])
 
     def differentiate(self, layers, parameters, g):
-        terms = []
-        for weight, layer in zip(reversed(parameters), reversed(layers)):
-            terms.insert(0, g.dot(layer.T))
-            g = weight[:, :-1].T.dot(g) * (layer[:-1] > 0)
+        xp = cuda.get_array_module(g)
+        terms = [xp.matmul(g, layers[-1].swapaxes(1, 2))]
+        for i in (2, 1):
+            hidden = layers[i][:, :-1]
+            g = _matmul(parameters[i][:, :-1].T, g, _scratch('g_layer%d' % i, hidden.shape, g))
+            g *= hidden > 0
+            terms.insert(0, xp.matmul(g, layers[i - 1].swapaxes(1, 2)))
         return terms
 
 
 class _LSTM(_Coordinatewise):
     """Chainer's LSTM: the rows of its weights are the gates a, i, f, o of the first unit, then of the second, ..."""
 
+    chunk = 512
+
     def pack(self, W, b, V, W_out, b_out):
         xp = cuda.get_array_module(W)
         units = V.shape[1]
         # Gate by gate, so that a gate's units are neighbours in memory.
         weight = xp.concatenate((W, b[:, None], V), axis=1).reshape(units, 4, -1).swapaxes(0, 1).reshape(4 * units, -1)
-        # sigmoid(x) = tanh(x / 2) / 2 + 1/2: one tanh serves all four gates.
-        halved = weight.copy()
-        halved[units:] *= 0.5
-        return weight, halved, _augment(W_out, b_out)
+        return weight, xp.concatenate((b_out[:, None], W_out), axis=1)
 
     def unpack(self, g_weight, g_out):
         units = len(g_weight) // 4
         g_weight = g_weight.reshape(4, units, -1).swapaxes(0, 1).reshape(4 * units, -1)
-        return g_weight[:, :2], g_weight[:, 2], g_weight[:, 3:], g_out[:, :-1], g_out[:, -1]
+        return g_weight[:, :2], g_weight[:, 2], g_weight[:, 3:], g_out[:, 1:], g_out[:, 0]
 
-    def activations(self, gradients, parameters):
+    @staticmethod
+    def _seen(t):
+        """Rows of `inputs` that matter at a step: before the first there is no hidden state."""
+        return slice(None if t else 3)
+
+    def activations(self, gradients, parameters, keep):
         xp = cuda.get_array_module(gradients)
-        _, halved, _ = parameters
-        (steps, width), units = gradients.shape, len(halved) // 4
-        # Row 0 and 1: the preprocessed gradient; row 2: 1 for the bias; from row 3: the hidden state before the step.
-        inputs = xp.empty((steps + 1, 3 + units, width), gradients.dtype)
-        inputs[:-1, 0], inputs[:-1, 1] = preprocess(gradients)
-        inputs[:, 2] = 1
-        inputs[0, 3:] = 0
-        gates = xp.empty((steps, 4 * units, width), gradients.dtype)
-        cells = xp.empty((steps + 1, units, width), gradients.dtype)
-        cells[0] = 0
-        tanh_cells = xp.empty((steps, units, width), gradients.dtype)
+        (steps, chunks, _, width), units = gradients.shape, len(parameters[0]) // 4
+        # sigmoid(x) = tanh(x / 2) / 2 + 1/2: one tanh serves all four gates.
+        weight = parameters[0].copy()
+        weight[units:] *= 0.5
+        # Rows 0 and 1: the preprocessed gradient; row 2: 1 for the bias; from row 3: the hidden state before the step.
+        inputs = _scratch('inputs', (steps + 1, chunks, 3 + units, width), gradients)
+        inputs[:-1, :, :1], inputs[:-1, :, 1:2] = preprocess(gradients)
+        inputs[:, :, 2] = 1
+        kept = steps if keep else 1
+        gates = _scratch('gates', (kept, chunks, 4, units, width), gradients)
+        tanh_cells = _scratch('tanh_cells', (kept, chunks, units, width), gradients)
+        cells = _scratch('cells', (steps, chunks, units, width), gradients)
+        product = _scratch('product', (chunks, units, width), gradients)
         for t in range(steps):
-            xp.matmul(halved, inputs[t], out=gates[t])
-            xp.tanh(gates[t], out=gates[t])
-            sigmoids = gates[t, units:]
+            gate, tanh_cell = gates[t % kept], tanh_cells[t % kept]
+            flat = gate.reshape(chunks, 4 * units, width)
+            _matmul(weight[:, self._seen(t)], inputs[t, :, self._seen(t)], flat)
+            xp.tanh(flat, out=flat)
+            sigmoids = gate[:, 1:]
             sigmoids *= 0.5
             sigmoids += 0.5
-            a, i, f, o = gates[t].reshape(4, units, width)
-            xp.multiply(f, cells[t], out=cells[t + 1])
-            cells[t + 1] += a * i
-            xp.tanh(cells[t + 1], out=tanh_cells[t])
-            xp.multiply(o, tanh_cells[t], out=inputs[t + 1, 3:])
+            a, i, f, o = gate.swapaxes(0, 1)
+            cell = xp.multiply(a, i, out=cells[t])
+            if t:
+                cell += xp.multiply(f, cells[t - 1], out=product)
+            xp.tanh(cell, out=tanh_cell)
+            xp.multiply(o, tanh_cell, out=inputs[t + 1, :, 3:])
         return inputs, gates, cells, tanh_cells
 
     def output(self, activations, parameters):
-        inputs, out = activations[0], parameters[2]
-        return (out[:, :-1].dot(inputs[-1, 3:]) + out[:, -1:])[0]
+        inputs = activations[0]
+        return cuda.get_array_module(inputs).matmul(parameters[1], inputs[-1, :, 2:])
 
     def differentiate(self, activations, parameters, gy):
         xp = cuda.get_array_module(gy)
         inputs, gates, cells, tanh_cells = activations
-        weight, _, out = parameters
-        steps, units, width = tanh_cells.shape
-        g_out = xp.concatenate((gy.dot(inputs[-1, 3:].T), gy.sum(1, keepdims=True)), axis=1)
-        g_weight = xp.zeros_like(weight)
-        g_hidden = out[:, :-1].T * gy
-        g_cell = xp.zeros_like(g_hidden)
-        g_gates = xp.empty_like(gates[0])
-        g_a, g_i, g_f, g_o = g_gates.reshape(4, units, width)
+        weight, out = parameters
+        steps, chunks, units, width = cells.shape
+        g_out = xp.matmul(gy, inputs[-1, :, 2:].swapaxes(1, 2))
+        g_weight = xp.zeros((chunks,) + weight.shape, weight.dtype)
+        g_hidden = xp.multiply(out[:, 1:].T, gy, out=_scratch('g_hidden', (chunks, units, width), gy))
+        g_cell = _scratch('g_cell', (chunks, units, width), gy)
+        g_cell.fill(0)
+        g_gates = _scratch('g_gates', (chunks, 4, units, width), gy)
+        products = _scratch('products', (chunks, 3, units, width), gy)
+        flat, product = g_gates.reshape(chunks, 4 * units, width), products[:, 0]
+        g_a, g_i, g_f, g_o = g_gates.swapaxes(0, 1)
+        g_sigmoids = g_gates[:, 1:]
         for t in reversed(range(steps)):
-            a, i, f, o = gates[t].reshape(4, units, width)
-            g_cell += g_hidden * o * (1 - tanh_cells[t] * tanh_cells[t])
-            xp.multiply(g_cell, a, out=g_i)
-            xp.multiply(g_cell, cells[t], out=g_f)
+            a, i, f, o = gates[t].swapaxes(0, 1)
+            # hidden = o tanh(cell)
+            g_hidden *= o
             xp.multiply(g_hidden, tanh_cells[t], out=g_o)
-            sigmoids = gates[t, units:]
-            g_gates[units:] *= sigmoids - sigmoids * sigmoids
-            xp.multiply(g_cell * i, 1 - a * a, out=g_a)
-            g_weight += g_gates.dot(inputs[t].T)
+            g_cell += g_hidden
+            g_cell -= xp.multiply(g_o, tanh_cells[t], out=product)
+            # cell = a i + f cell
+            xp.multiply(g_cell, i, out=g_a)
+            xp.multiply(g_a, a, out=g_i)
+            g_a -= xp.multiply(g_i, a, out=product)
+            g_cell *= f
             if t:
-                g_hidden = weight[:, 3:].T.dot(g_gates)
-                g_cell *= f
+                xp.multiply(g_cell, cells[t - 1], out=g_f)
+            else:
+                g_f.fill(0)
+            # So far g_i, g_f, g_o have their own gate as a factor; sigmoid' = s (1 - s).
+            g_sigmoids -= xp.multiply(g_sigmoids, gates[t, :, 1:], out=products)
+            g_weight[:, :, self._seen(t)] += xp.matmul(flat, inputs[t, :, self._seen(t)].swapaxes(1, 2))
+            if t:
+                _matmul(weight[:, 3:].T, flat, g_hidden)
         return [g_weight, g_out]
 
 
@@ -489,26 +690,32 @@ def mlp(gradients, W1, b1, W2, b2, W3, b3):
     """m of the paper: a two-hidden-layer ReLU network on each preprocessed gradient, all with the same parameters.
 
     Args:
-        gradients: float array of any shape; a constant, nothing is differentiated through it.
+        gradients: sequence of float arrays of any shapes; constants, nothing is differentiated through them.
         W1, b1, W2, b2, W3, b3: parameters, (u, 2), (u,), (u, u), (u,), (1, u), (1,).
 
     Returns:
-        chainer.Variable: a fast weight for each gradient, of the shape of `gradients`.
+        A list of chainer.Variable: for each array one of its shape, with a fast weight for each gradient.
+
+    Raises:
+        chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
-    shape = gradients.shape
-    return F.reshape(_MLP().apply((gradients.reshape(1, -1), W1, b1, W2, b2, W3, b3))[0], shape)
+    outputs = _MLP(len(gradients)).apply([g.reshape(1, -1) for g in gradients] + [W1, b1, W2, b2, W3, b3])
+    return [F.reshape(y, g.shape) for y, g in zip(outputs, gradients)]
 
 
 def lstm(gradients, W, b, V, W_out, b_out):
     """d of the paper: an LSTM over the sequence of each coordinate's preprocessed gradients, then a linear output.
 
     Args:
-        gradients: float (t, ...), the sequence first; a constant, nothing is differentiated through it.
-        W, b, V: the LSTM's input weight (4u, 2), bias (4u,) and lateral weight (4u, u), in Chainer's interleaved gate order.
+        gradients: sequence of float arrays (t, ...), time first; constants, nothing is differentiated through them.
+        W, b, V: the LSTM's input weight (4u, 2), bias (4u,) and lateral weight (4u, u), their rows in Chainer's order.
         W_out, b_out: the output layer, (1, u) and (1,), applied after the last step alone.
 
     Returns:
-        chainer.Variable: a fast weight for each coordinate, of the shape of `gradients[0]`.
+        A list of chainer.Variable: for each array one without its first axis, with a fast weight for each coordinate.
+
+    Raises:
+        chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
-    shape = gradients.shape
-    return F.reshape(_LSTM().apply((gradients.reshape(shape[0], -1), W, b, V, W_out, b_out))[0], shape[1:])
+    outputs = _LSTM(len(gradients)).apply([g.reshape(len(g), -1) for g in gradients] + [W, b, V, W_out, b_out])
+    return [F.reshape(y, g.shape[1:]) for y, g in zip(outputs, gradients)]

@@ -244,7 +244,7 @@ class ExampleLearner(chainer.Chain):
             self.l3 = L.Linear(n_units, 1)
 
     def forward(self, gradients):
-        """Gradients of any shape -> fast weights of that shape."""
+        """A list of gradients of any shapes -> a list of fast weights of those shapes."""
         return functions.mlp(gradients, self.l1.W, self.l1.b, self.l2.W, self.l2.b, self.l3.W, self.l3.b)
 
 
@@ -262,7 +262,7 @@ class TaskLearner(chainer.Chain):
             self.out = L.Linear(n_units, 1)
 
     def forward(self, gradients):
-        """Gradients (t, ...), the sequence first -> fast weights (...)."""
+        """A list of gradients (t, ...), the sequence first -> a list of fast weights (...)."""
         lstm = self.lstm
         return functions.lstm(gradients, lstm.upward.W, lstm.upward.b, lstm.lateral.W, self.out.W, self.out.b)
 
@@ -287,9 +287,7 @@ class Memory:
 
     def read(self, queries):
         """W*, a list of variables (n, ...): for each query the values' mean, weighted by attention."""
-        attention = self.attention(queries)
-        return [F.reshape(F.matmul(attention, F.reshape(value, (len(value), -1))), queries.shape[:1] + value.shape[1:])
-                for value in self.values]
+        return functions.mixture(self.attention(queries), self.values)
 
 
 class MetaNet(chainer.Chain):
@@ -352,12 +350,12 @@ class MetaNet(chainer.Chain):
         if not self.task_level:
             return []
         gradients = self.meta_information(self.embed, x, y, way, self.group_size(len(x)))
-        return [self.meta_learner('d', g)(g) for g in gradients]
+        return self.meta_learner('d', gradients)
 
     def example_fast_weights(self, x, y, way):
         """The memory's values, a list of variables (n_support, ...): each example's fast weights for b."""
         gradients = self.meta_information(self.base, x, y, way, 1)
-        return [self.meta_learner('m', g)(g) for g in gradients]
+        return self.meta_learner('m', gradients)
 
     def meta_information(self, network, x, y, way, group):
         """Gradients of each group's mean cross-entropy on slow weights, with respect to the adaptable ones.
@@ -384,8 +382,13 @@ class MetaNet(chainer.Chain):
         return max(1, n_support // self.n_steps)
 
     def meta_learner(self, name, gradients):
-        """`m` or `d`: one set of parameters serves convolutions, another fully connected layers."""
-        return self['%s_%s' % (name, 'conv' if gradients.ndim == 5 else 'fc')]
+        """`m` or `d`, a list to a list: one set of parameters serves convolutions, another fully connected layers."""
+        fast = {}
+        for kind, ndim in (('conv', 5), ('fc', 3)):
+            places = [i for i, g in enumerate(gradients) if g.ndim == ndim]
+            if places:
+                fast.update(zip(places, self['%s_%s' % (name, kind)]([gradients[i] for i in places])))
+        return [fast[i] for i in range(len(gradients))]
 
     def loss(self, episode):
         """Sum of the query set's cross-entropies; reports `loss`, their mean, and `accuracy`.

@@ -28,7 +28,7 @@ nb_samples_per_class_test = 1  # shot: support images a class, test
 n_queries = 10  # query images a class, training
 n_queries_test = 10  # query images a class, test
 # training
-n_epoch = 10  # epochs to train
+n_epoch = 100  # epochs to train; a finished run goes on when this is raised
 n_episodes = 100  # training episodes of an epoch
 n_test_episodes = 10  # test episodes of each way after every epoch
 n_final_episodes = 1000  # test episodes of each way at the end

@@ -434,7 +434,7 @@ def test(model, sampler, n_episodes, progress=None):
         model: `MetaNet`.
         sampler: `data.EpisodeSampler` of test episodes.
         n_episodes: how many to draw.
-        progress: what a progress bar says, or None for no bar.
+        progress: what a progress bar says, in a terminal; None for no bar.
 
     Returns:
         float array (n_episodes, 2): mean loss and accuracy (0 to 1) of each episode's query set.
@@ -442,7 +442,7 @@ def test(model, sampler, n_episodes, progress=None):
     results = np.empty((n_episodes, 2))
     reporter = chainer.Reporter()
     reporter.add_observer('test', model)
-    for result in tqdm(results, progress, leave=False, disable=progress is None):
+    for result in tqdm(results, progress, leave=False, disable=True if progress is None else None):
         observation = {}
         with chainer.no_backprop_mode(), chainer.using_config('train', False), reporter.scope(observation):
             model.loss(sampler.sample())

@@ -1,0 +1,298 @@
+"""`functions` against Chainer's own functions (`reference`), numerical gradients and values worked out by hand."""
+import functools
+
+import chainer_compat  # noqa: F401  (before Chainer)
+import chainer
+import numpy as np
+import pytest
+import reference
+import threadpoolctl
+from chainer import gradient_check
+from chainer.backends import cuda
+from chainer.utils.type_check import InvalidType
+
+import functions
+
+
+def draw(*shape, seed=0, dtype=np.float64, scale=1):
+    return (scale * np.random.RandomState(seed + sum(shape)).randn(*shape)).astype(dtype)
+
+
+def listed(ys):
+    return ys if isinstance(ys, list) else [ys]
+
+
+def results(function, variables, seed=5):
+    """Outputs, and the gradients of a random weighting of them with respect to `variables`."""
+    variables = [chainer.Variable(array) for array in variables]
+    ys = listed(function(*variables))
+    loss = sum(chainer.functions.sum(y * draw(*y.shape, seed=seed + i, dtype=y.dtype)) for i, y in enumerate(ys))
+    loss.backward()
+    # Chainer leaves out the gradient of what had no part in the outputs.
+    return [y.array for y in ys] + [np.zeros_like(variable.array) if variable.grad is None else variable.grad
+                                    for variable in variables]
+
+
+def assert_same(function, expected, arrays, tolerance=1e-10):
+    for actual, desired in zip(results(function, arrays), results(expected, arrays)):
+        assert actual.dtype == desired.dtype and actual.shape == desired.shape
+        np.testing.assert_allclose(actual, desired, atol=tolerance * max(1, abs(desired).max()), rtol=0)
+
+
+def products(module, name, **options):
+    return lambda x, *weights: getattr(module, name)(x, weights, **options)
+
+
+def sequences(module, name, gradients):
+    return lambda *parameters: getattr(module, name)(gradients, *parameters)
+
+
+MLP = (6, 2), (6,), (6, 6), (6,), (1, 6), (1,)
+LSTM = (24, 2), (24,), (24, 6), (1, 6), (1,)
+# x, then weights, and the examples to a group
+CONVOLUTIONS = {
+    'shared': ([(3, 2, 7, 5), (4, 3, 3, 2)], 1),
+    'two shared': ([(3, 2, 4, 4), (4, 3, 3, 2), (4, 3, 3, 2)], 1),
+    'grouped': ([(4, 2, 4, 4), (4, 4, 3, 3, 2)], 1),
+    'mixed': ([(4, 2, 3, 3), (4, 3, 3, 2), (2, 4, 3, 3, 2)], 2),
+    'short last group': ([(7, 2, 3, 3), (3, 4, 3, 3, 2), (4, 3, 3, 2)], 3),
+    'wide kernel': ([(2, 3, 5, 6), (2, 1, 5, 3)], 1),
+    'single pixel': ([(5, 2, 1, 1), (4, 3, 3, 2), (5, 4, 3, 3, 2)], 1),
+    'many blocks': ([(37, 16, 14, 14), (8, 3, 3, 16), (37, 8, 3, 3, 16)], 1),
+    'many blocks of groups': ([(50, 16, 14, 14), (17, 8, 3, 3, 16), (8, 3, 3, 16)], 3),
+}
+LINEARS = {
+    'shared': ([(5, 4), (3, 4)], 1),
+    'two shared': ([(5, 4), (3, 4), (3, 4)], 1),
+    'grouped': ([(5, 4), (5, 3, 4)], 1),
+    'short last group': ([(7, 4), (3, 3, 4), (3, 4)], 3),
+    'many blocks': ([(80, 4096), (8, 4096), (80, 8, 4096)], 1),
+}
+
+
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('name, case', [('convolution', case) for case in CONVOLUTIONS]
+                         + [('linear', case) for case in LINEARS])
+def test_products(name, case, relu):
+    shapes, group = (CONVOLUTIONS if name == 'convolution' else LINEARS)[case]
+    options = dict(group=group, relu=relu)
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    function, expected = products(functions, name, **options), products(reference, name, **options)
+    assert_same(function, expected, arrays)
+    assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
+
+
+@pytest.mark.parametrize('name, shapes', [('convolution', CONVOLUTIONS['short last group'][0]),
+                                          ('linear', LINEARS['short last group'][0])])
+@pytest.mark.parametrize('relu', [False, True])
+def test_products_numerically(name, shapes, relu):
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    function = products(functions, name, group=3, relu=relu)
+    gy = draw(*function(*arrays).shape)
+    gradient_check.check_backward(function, arrays, gy, dtype=np.float64, atol=1e-6, rtol=1e-5, eps=1e-6)
+
+
+@pytest.mark.parametrize('name, shapes', [('convolution', CONVOLUTIONS['mixed'][0]),
+                                          ('linear', [(4, 4), (3, 4), (2, 3, 4)])])
+def test_products_of_views(name, shapes):
+    """Neither inputs nor the gradient of the output need be contiguous."""
+    arrays = [draw(*shape[::-1]).T for shape in shapes]
+    function, expected = products(functions, name, group=2), products(reference, name, group=2)
+    transpose = chainer.functions.transpose
+    assert_same(lambda *a: transpose(function(*a)), lambda *a: transpose(expected(*a)), arrays)
+
+
+@pytest.mark.parametrize('name, shapes', [('convolution', [(4, 2, 3, 3), (4, 3, 3, 2), (2, 4, 3, 3, 2)]),
+                                          ('linear', [(4, 4), (3, 4), (2, 3, 4)])])
+@pytest.mark.parametrize('shut', [1, 2])
+def test_products_with_shut_relus(name, shapes, shut):
+    """Weights whose every ReLU is shut get a gradient of zero, and leave the others' as they are."""
+    arrays = [abs(draw(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    arrays[shut] *= -1
+    options = dict(group=2, relu=True)
+    function = products(functions, name, **options)
+    assert_same(function, products(reference, name, **options), arrays)
+    assert not results(function, arrays)[1 + shut].any()
+
+
+def test_products_skip_what_needs_no_gradient():
+    x, weight = draw(4, 2, 3, 3), chainer.Variable(draw(4, 3, 3, 2))
+    y = functions.convolution(x, [weight, draw(4, 4, 3, 3, 2)], relu=True)
+    y.grad = draw(*y.shape)
+    y.backward()
+    assert weight.grad is not None
+    assert [node.requires_grad for node in y.creator_node.inputs] == [False, True, False]
+
+
+@pytest.mark.parametrize('name, shapes', [
+    ('convolution', [(4, 2, 3, 3), (4, 3, 3, 5)]),  # channels
+    ('convolution', [(4, 2, 3, 3), (3, 4, 3, 3, 2)]),  # groups
+    ('convolution', [(4, 2, 3), (4, 3, 3, 2)]),
+    ('linear', [(4, 2), (4, 3)]),
+    ('linear', [(4, 2), (3, 4, 2)]),
+    ('linear', [(4, 2, 1), (4, 2)])])
+def test_products_refuse_shapes(name, shapes):
+    with pytest.raises(InvalidType):
+        products(functions, name, group=2)(*(draw(*shape) for shape in shapes))
+
+
+def test_dtypes_are_refused():
+    x, weight = draw(4, 2, 3, 3), draw(4, 3, 3, 2)
+    parameters = [draw(*shape) for shape in MLP]
+    for call in (lambda: functions.convolution(x, [weight.astype(np.float32)]),
+                 lambda: functions.convolution(x.astype(int), [weight.astype(int)]),
+                 lambda: functions.linear(x[0, 0], [weight[0, 0].astype(np.float32)]),
+                 lambda: functions.max_pooling(x.astype(int)),
+                 lambda: functions.max_pooling(x[0]),
+                 lambda: functions.mixture(draw(3, 2), [draw(2, 4).astype(np.float32)]),
+                 lambda: functions.mixture(draw(3, 2), [draw(3, 4)]),
+                 lambda: functions.mlp([draw(5).astype(np.float32)], *parameters),
+                 lambda: functions.mlp([draw(5), draw(5).astype(np.float32)], *parameters),
+                 lambda: functions.lstm([draw(2, 5).astype(np.float32)], *(draw(*shape) for shape in LSTM))):
+        with pytest.raises(InvalidType):
+            call()
+
+
+@pytest.mark.parametrize('side', [(7, 7), (3, 4), (4, 3), (1, 1), (1, 4), (2, 2), (28, 28)])
+@pytest.mark.parametrize('dtype', [np.float64, np.float32])
+def test_max_pooling(side, dtype):
+    x = draw(50, 16, *side, dtype=dtype)
+    assert_same(functions.max_pooling, reference.max_pooling, [x], 0)
+    assert_same(functions.max_pooling, reference.max_pooling, [x.transpose(1, 0, 3, 2)], 0)
+
+
+@pytest.mark.parametrize('side', [(7, 7), (3, 4), (4, 4)])
+def test_max_pooling_of_ties(side):
+    x = np.random.RandomState(0).randint(0, 2, (5, 3) + side).astype(np.float64)
+    assert_same(functions.max_pooling, reference.max_pooling, [x], 0)
+
+
+def test_max_pooling_by_hand():
+    x = chainer.Variable(np.array([[[[1, 3, 5], [3, 3, 5], [7, 2, -1]]]], np.float32))
+    y = functions.max_pooling(x)
+    assert y.array.tolist() == [[[[3, 5], [7, -1]]]]
+    y.grad = np.array([[[[1, 2], [3, 4]]]], np.float32)
+    y.backward()
+    assert x.grad.tolist() == [[[[0, 1, 2], [0, 0, 0], [3, 0, 4]]]]
+
+
+def test_max_pooling_numerically():
+    x = np.random.RandomState(0).permutation(2 * 3 * 7 * 3).reshape(2, 3, 7, 3) / 10
+    gradient_check.check_backward(functions.max_pooling, x, draw(2, 3, 4, 2), dtype=np.float64)
+
+
+@pytest.mark.parametrize('shapes', [[(3, 2), (2, 4)], [(3, 2), (2, 4), (2, 3, 5), (2, 1)],
+                                    [(50, 5), (5, 64, 300), (5, 7)]])
+def test_mixture(shapes):
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    function, expected = (lambda weights, *values, module=module: module.mixture(weights, values)
+                          for module in (functions, reference))
+    assert_same(function, expected, arrays)
+    assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
+
+
+def test_mixture_numerically():
+    arrays = [draw(3, 2), draw(2, 4), draw(2, 3, 2)]
+    gradient_check.check_backward(lambda weights, *values: tuple(functions.mixture(weights, values)), arrays,
+                                  (draw(3, 4), draw(3, 3, 2)), dtype=np.float64)
+
+
+def test_preprocess_by_hand():
+    # log|g| / 7 from e^-7 on, -1 below; g e^7 up to e^-7, the sign above.
+    gradient = np.array([np.exp(-3.5), -np.exp(-7), np.exp(-8), 0, -1, np.exp(7)])
+    magnitude, sign = functions.preprocess(gradient)
+    np.testing.assert_allclose(magnitude, [-.5, -1, -1, -1, 0, 1], atol=2e-5)
+    np.testing.assert_allclose(sign, [1, -1, np.exp(-1), 0, -1, 1], atol=1e-12)
+    assert all(channel.dtype == np.float32 for channel in functions.preprocess(gradient.astype(np.float32)))
+
+
+# One coordinate; several arrays; more coordinates than a chunk, and than a block, with a short rest.
+@pytest.mark.parametrize('name, shapes', [
+    ('mlp', [(1,)]), ('mlp', [(5, 3), (2, 3, 4)]), ('mlp', [(5, 1000), (30011,)]),
+    ('lstm', [(5, 1)]), ('lstm', [(1, 7)]), ('lstm', [(3, 2, 3), (3, 4)]), ('lstm', [(2, 1300), (2, 9001)])])
+def test_meta_learners(name, shapes):
+    gradients = [draw(*shape, seed=i, scale=.01) for i, shape in enumerate(shapes)]
+    gradients[0].flat[::3] = 0
+    parameters = [draw(*shape, seed=i) for i, shape in enumerate(dict(mlp=MLP, lstm=LSTM)[name])]
+    assert_same(sequences(functions, name, gradients), sequences(reference, name, gradients), parameters)
+    gradients, parameters = ([array.astype(np.float32) for array in arrays] for arrays in (gradients, parameters))
+    assert_same(sequences(functions, name, gradients), sequences(reference, name, gradients), parameters, 1e-4)
+
+
+@pytest.mark.parametrize('name, shape', [('mlp', (2, 5)), ('lstm', (4, 5))])
+def test_meta_learners_numerically(name, shape):
+    function = sequences(functions, name, [draw(*shape, scale=.01)])
+    parameters = [draw(*shape, seed=i) for i, shape in enumerate(dict(mlp=MLP, lstm=LSTM)[name])]
+    y, = function(*parameters)
+    gradient_check.check_backward(lambda *parameters: function(*parameters)[0], parameters, draw(*y.shape),
+                                  dtype=np.float64, atol=1e-6, rtol=1e-5, eps=1e-6)
+
+
+@pytest.mark.parametrize('name, shape', [('mlp', (2, 30000)), ('lstm', (3, 9000))])
+def test_meta_learners_where_some_outputs_are_unused(name, shape):
+    """Gradients of zero, or none at all, are left out of the sums."""
+    gradients = [draw(*shape, seed=i, scale=.01) for i in range(2)]
+
+    def half(module, *parameters):
+        y, _ = sequences(module, name, gradients)(*parameters)
+        return chainer.functions.flatten(y)[:100]
+
+    parameters = [draw(*shape, seed=i) for i, shape in enumerate(dict(mlp=MLP, lstm=LSTM)[name])]
+    assert_same(functools.partial(half, functions), functools.partial(half, reference), parameters)
+
+
+CALLS = {
+    'convolution': (products(functions, 'convolution', relu=True), CONVOLUTIONS['many blocks'][0]),
+    'linear': (products(functions, 'linear', relu=True), LINEARS['many blocks'][0]),
+    'max_pooling': (functions.max_pooling, [(50, 16, 28, 28)]),
+    'mixture': (lambda weights, *values: functions.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
+    'mlp': (sequences(functions, 'mlp', [draw(2, 50000, dtype=np.float32)]), MLP),
+    'lstm': (sequences(functions, 'lstm', [draw(3, 20000, dtype=np.float32)]), LSTM),
+}
+
+
+@pytest.mark.parametrize('name', CALLS)
+def test_threads_change_nothing(name, monkeypatch):
+    """Bit for bit."""
+    function, shapes = CALLS[name]
+    arrays = [draw(*shape, seed=i, dtype=np.float32) for i, shape in enumerate(shapes)]
+    monkeypatch.setattr(functions, 'THREADS', 1)
+    alone = results(function, arrays)
+    monkeypatch.setattr(functions, 'THREADS', 4)
+    for _ in range(3):
+        for a, b in zip(alone, results(function, arrays)):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_blas_threads_are_restored():
+    def blas():
+        return [library['num_threads'] for library in threadpoolctl.threadpool_info() if library['user_api'] == 'blas']
+
+    with threadpoolctl.threadpool_limits(2, user_api='blas'):
+        before = blas()
+        function, shapes = CALLS['convolution']
+        results(function, [draw(*shape) for shape in shapes])
+        assert blas() == before
+        with pytest.raises(ZeroDivisionError):
+            functions._in_parts(lambda blocks: 1 / 0, [(0, 1), (1, 2)])
+        assert blas() == before
+
+
+@pytest.mark.skipif(not cuda.available, reason='needs CuPy and a GPU')
+@pytest.mark.parametrize('name', CALLS)
+def test_gpu(name):
+    function, shapes = CALLS[name]
+    if name in ('mlp', 'lstm'):
+        gradient = draw(3, 2000, dtype=np.float32)
+
+        def function(*parameters):
+            xp = cuda.get_array_module(parameters[0].array)
+            return getattr(functions, name)([xp.asarray(gradient)], *parameters)
+
+    arrays = [draw(*shape, seed=i, dtype=np.float32) for i, shape in enumerate(shapes)]
+
+    def on_gpu(*variables):
+        ys = function(*(chainer.functions.copy(variable, 0) for variable in variables))
+        return [chainer.functions.copy(y, -1) for y in listed(ys)]
+
+    assert_same(on_gpu, function, arrays, 1e-3)
