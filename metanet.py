@@ -181,7 +181,7 @@ class NormalizedConvolution2D(chainer.Chain):
             self.bn = L.BatchNormalization(out_channels)
 
     def forward(self, x):
-        return F.relu(self.bn(functions.convolution(x, [F.transpose(self.W, (0, 2, 3, 1))])))
+        return functions.normalized_relu(functions.convolution(x, [F.transpose(self.W, (0, 2, 3, 1))]), self.bn)
 
 
 class CNN(Network):

@@ -72,7 +72,8 @@ def multiply_adds(model, way, shot, query):
     lstm, mlp = steps * 4 * 20 * (2 + 20) + 20, 2 * 20 + 20 * 20 + 20
     parts = {'embed gradients': 3 * support * network, 'd': coordinates * lstm,
              'embed': 2 * (support + queries) * network, 'base gradients': 3 * support * network,
-             'm': support * coordinates * mlp, 'reading': queries * support * coordinates, 'base': 2 * queries * network}
+             'm': support * coordinates * mlp, 'reading': queries * support * coordinates,
+             'base': 2 * queries * network}
     # Two more products of the same size for each, one with respect to the inputs, one to the weights.
     parts['backward'] = 2 * sum(parts[name] for name in ('d', 'embed', 'm', 'reading', 'base'))
     return parts

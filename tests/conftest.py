@@ -3,3 +3,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir))
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'gpu: set by chainer.testing')

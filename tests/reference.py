@@ -33,6 +33,10 @@ def max_pooling(x):
     return F.max_pooling_2d(x, 2, 2)  # cover_all: windows may overhang
 
 
+def normalized_relu(x, bn):
+    return F.relu(bn(x))
+
+
 def mixture(weights, values):
     return [F.reshape(F.matmul(weights, F.reshape(value, (len(value), -1))), weights.shape[:1] + value.shape[1:])
             for value in values]

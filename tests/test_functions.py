@@ -181,6 +181,41 @@ def test_max_pooling_numerically():
     gradient_check.check_backward(functions.max_pooling, x, draw(2, 3, 4, 2), dtype=np.float64)
 
 
+def normalized(module, train, averages):
+    """`normalized_relu` of x, gamma and beta, with running averages that go on in `averages`."""
+    def function(x, gamma, beta):
+        bn = chainer.links.BatchNormalization(len(gamma), dtype=x.dtype)
+        # Variables in the place of parameters: gradients then reach the arguments.
+        for name, value in (('gamma', gamma), ('beta', beta)):
+            object.__setattr__(bn, name, chainer.as_variable(value))
+        bn.avg_mean[...], bn.avg_var[...] = 0.3, 1.5
+        bn.to_device(chainer.backend.get_device_from_array(chainer.as_array(x)))
+        with chainer.using_config('train', train):
+            y = module.normalized_relu(x, bn)
+        averages[module.__name__] = bn.avg_mean, bn.avg_var
+        return y
+    return function
+
+
+@pytest.mark.parametrize('shape', [(4, 3, 5, 6), (1, 2, 1, 3), (9, 32, 40, 40)])
+@pytest.mark.parametrize('train', [True, False])
+def test_normalized_relu(shape, train):
+    averages = {}
+    arrays = [3 + 2 * draw(*shape), draw(shape[1], seed=1), draw(shape[1], seed=2)]
+    function, expected = (normalized(module, train, averages) for module in (functions, reference))
+    assert_same(function, expected, arrays)
+    for ours, chainers in zip(averages['functions'], averages['reference']):
+        np.testing.assert_allclose(ours, chainers, rtol=1e-12)
+    assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
+
+
+@pytest.mark.parametrize('train', [True, False])
+def test_normalized_relu_numerically(train):
+    arrays = [draw(3, 2, 4, 3), 1 + abs(draw(2)), draw(2, seed=1)]
+    gradient_check.check_backward(normalized(functions, train, {}), arrays, draw(3, 2, 4, 3, seed=2), dtype=np.float64,
+                                  atol=1e-6, rtol=1e-5, eps=1e-6)
+
+
 @pytest.mark.parametrize('shapes', [[(3, 2), (2, 4)], [(3, 2), (2, 4), (2, 3, 5), (2, 1)],
                                     [(50, 5), (5, 64, 300), (5, 7)]])
 def test_mixture(shapes):
@@ -246,6 +281,7 @@ CALLS = {
     'linear': (products(functions, 'linear', relu=True), LINEARS['many blocks'][0]),
     'max_pooling': (functions.max_pooling, [(50, 16, 28, 28)]),
     'mixture': (lambda weights, *values: functions.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
+    'normalized_relu': (normalized(functions, True, {}), [(50, 16, 28, 28), (16,), (16,)]),
     'mlp': (sequences(functions, 'mlp', [draw(2, 50000, dtype=np.float32)]), MLP),
     'lstm': (sequences(functions, 'lstm', [draw(3, 20000, dtype=np.float32)]), LSTM),
 }
