@@ -617,9 +617,10 @@ def mixture(weights, values):
 class _Coordinatewise(FunctionNode):
     """The same small network for each column of several `gradients` (t, p); the gradients themselves are constants.
 
-    Nothing but the inputs is kept for the backward pass: a block's activations are cheaper to compute again in cache
-    than to fetch from memory. Within a block, NumPy's calls work on several chunks of columns at once: the threads hold
-    each other up between calls, so these are long, while each matrix product stays small enough for BLAS's quick path.
+    Columns of zeros, which ReLUs that never open leave behind, share one output: it is computed once. Nothing but the other
+    columns is kept for the backward pass: a block's activations are cheaper to compute again in cache than to fetch from
+    memory. Within a block, NumPy's calls work on several chunks of columns at once: the threads hold each other up between
+    calls, so these are long, while each matrix product stays small enough for BLAS's quick path.
     """
 
     def __init__(self, count):
@@ -631,14 +632,10 @@ class _Coordinatewise(FunctionNode):
         for in_type in in_types[1:]:
             type_check.expect(in_type.dtype == dtype)
 
-    def _cut(self, gradients):
-        """Blocks (which of the gradients, start, stop)"""
-        blocks = []
-        for i, array in enumerate(gradients):
-            coordinates = array.shape[1]
-            size = coordinates if isinstance(array, cuda.ndarray) else CHUNKS * self.chunk
-            blocks += [(i, start, stop) for start, stop in _blocks(coordinates, size, min(size, self.chunk))]
-        return blocks
+    def _cut(self):
+        columns = self.columns.shape[1]
+        size = columns if isinstance(self.columns, cuda.ndarray) else CHUNKS * self.chunk
+        return _blocks(columns, size, min(size, self.chunk))
 
     def _chunks(self, array, start, stop):
         """(..., p) -> (..., chunks, 1, width) of that block"""
@@ -647,36 +644,47 @@ class _Coordinatewise(FunctionNode):
 
     def forward(self, inputs):
         gradients, parameters = inputs[:self.count], self.pack(*inputs[self.count:])
-        self.retain_inputs(range(len(inputs)))
+        self.retain_inputs(range(self.count, len(inputs)))
         xp = cuda.get_array_module(*inputs)
-        ys = [xp.empty(array.shape[1:], array.dtype) for array in gradients]
+        # The first column stands for all columns of zeros.
+        whole = xp.concatenate([xp.zeros((len(gradients[0]), 1), gradients[0].dtype)] + list(gradients), axis=1)
+        self.live = whole.any(axis=0)
+        self.live[0] = True
+        self.columns = whole[:, self.live]
+        y = xp.empty(self.columns.shape[1], whole.dtype)
 
         def work(blocks):
-            for i, start, stop in blocks:
-                activations = self.activations(self._chunks(gradients[i], start, stop), parameters, keep=False)
-                ys[i][start:stop] = self.output(activations, parameters).ravel()
+            for start, stop in blocks:
+                activations = self.activations(self._chunks(self.columns, start, stop), parameters, keep=False)
+                y[start:stop] = self.output(activations, parameters).ravel()
 
-        _in_parts(work, self._cut(gradients))
-        return tuple(ys)
+        _in_parts(work, self._cut())
+        y = y[xp.where(self.live, xp.cumsum(self.live) - 1, 0)]
+        self.edges = numpy.cumsum([1] + [array.shape[1] for array in gradients]).tolist()
+        return tuple(y[start:stop] for start, stop in zip(self.edges, self.edges[1:]))
 
     def backward(self, indexes, grad_outputs):
-        inputs = [variable.array for variable in self.get_retained_inputs()]
-        gradients, parameters = inputs[:self.count], self.pack(*inputs[self.count:])
-        xp = cuda.get_array_module(*inputs)
+        parameters = self.pack(*(variable.array for variable in self.get_retained_inputs()))
+        xp = cuda.get_array_module(self.columns)
+        gy = xp.zeros(self.live.shape, self.columns.dtype)
+        for g, start, stop in zip(grad_outputs, self.edges, self.edges[1:]):
+            if g is not None:
+                gy[start:stop] = g.array
+        gy[0] = gy[~self.live].sum()
+        gy = gy[self.live]
 
         def work(blocks):
             sums = [xp.zeros_like(parameter) for parameter in parameters]
-            for i, start, stop in blocks:
-                gy = grad_outputs[i]
+            for start, stop in blocks:
                 # Fast weights of a layer whose ReLUs are all shut get no gradient, and give none.
-                if gy is not None and gy.array[start:stop].any():
-                    activations = self.activations(self._chunks(gradients[i], start, stop), parameters, keep=True)
-                    terms = self.differentiate(activations, parameters, self._chunks(gy.array, start, stop))
+                if gy[start:stop].any():
+                    activations = self.activations(self._chunks(self.columns, start, stop), parameters, keep=True)
+                    terms = self.differentiate(activations, parameters, self._chunks(gy, start, stop))
                     for total, term in zip(sums, terms):
                         total += term.sum(0)
             return sums
 
-        parts = _in_parts(work, self._cut(gradients))
+        parts = _in_parts(work, self._cut())
         result = [None] * self.count + [as_variable(g) for g in self.unpack(*(sum(terms) for terms in zip(*parts)))]
         return [result[i] for i in indexes]
 
