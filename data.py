@@ -30,8 +30,9 @@ N_CHARACTERS = {'images_background.zip': 964, 'images_evaluation.zip': 659}
 N_DRAWERS = 20
 SIZE = 28  # height and width of a character, in pixels
 
-SPLITS = ('previous', 'standard')
+SPLITS = ('previous', 'standard', 'dev')
 N_TRAIN = 1200  # training classes of the 'previous' split
+N_DEV = 100  # of these, the test classes of the 'dev' split
 SPLIT_SEED = 0
 
 NETWORK_TIMEOUT = 10  # seconds
@@ -139,8 +140,9 @@ def _replacing(path):
 def omniglot(input_path='data/omniglot', split='previous', download=True):
     """Omniglot (Lake et al., 2015), 28x28, split into training and test classes.
 
-    `split` is 'previous' (Vinyals et al., 2016: 1200 random classes to train on, the other 423 to test) or
-    'standard' (the 964 background classes to train on, the 659 evaluation classes to test).
+    `split` is 'previous' (Vinyals et al., 2016: 1200 random classes to train on, the other 423 to test),
+    'standard' (the 964 background classes to train on, the 659 evaluation classes to test) or 'dev' (the 1200
+    training classes of 'previous' alone, 1100 to train on and 100 to choose settings by).
 
     The two official zips are looked for in `input_path`, then in the folder that the environment variable
     OMNIGLOT_DIR names; without that variable they are downloaded, unless `download` is False. The images are
@@ -250,8 +252,8 @@ def _split_classes(background, evaluation, split):
     # The stream of a RandomState is frozen, so that every version of NumPy draws the same split.
     order = np.random.RandomState(SPLIT_SEED).permutation(len(classes))
     names = sorted(classes)
-    train, test = [{names[i]: classes[names[i]] for i in part} for part in (order[:N_TRAIN], order[N_TRAIN:])]
-    return train, test
+    middle, end = (N_TRAIN - N_DEV, N_TRAIN) if split == 'dev' else (N_TRAIN, len(names))
+    return [{names[i]: classes[names[i]] for i in part} for part in (order[:middle], order[middle:end])]
 
 
 def _print_banner(data_set, stand_in, reason, remedy):

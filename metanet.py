@@ -300,14 +300,18 @@ class MetaNet(chainer.Chain):
         n_steps: T, the length of d's sequence of gradients where the support set allows it (`group_size`).
         task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
         base_on_keys: whether b's input is u's key of an example rather than the example itself.
+        centred: an extension, not in the paper: from each filter that m and d generate its mean is subtracted. It keeps the
+            convolutions' fast activations alive, which otherwise all turn negative within some dozens of episodes.
         n_units: units of the meta learner's hidden layers.
     """
 
-    def __init__(self, base, embed, ways, n_steps=5, task_level=True, base_on_keys=False, n_units=20):
+    def __init__(self, base, embed, ways, n_steps=5, task_level=True, base_on_keys=False, centred=False,
+                 n_units=20):
         super().__init__()
         self.n_steps = n_steps
         self.task_level = task_level
         self.base_on_keys = base_on_keys
+        self.centred = centred
         with self.init_scope():
             self.base = base
             self.embed = embed
@@ -386,8 +390,10 @@ class MetaNet(chainer.Chain):
         fast = {}
         for kind, ndim in (('conv', 5), ('fc', 3)):
             places = [i for i, g in enumerate(gradients) if g.ndim == ndim]
-            if places:
-                fast.update(zip(places, self['%s_%s' % (name, kind)]([gradients[i] for i in places])))
+            generated = self['%s_%s' % (name, kind)]([gradients[i] for i in places]) if places else []
+            if self.centred and kind == 'conv':
+                generated = [w - F.broadcast_to(F.mean(w, axis=(-3, -2, -1), keepdims=True), w.shape) for w in generated]
+            fast.update(zip(places, generated))
         return [fast[i] for i in range(len(gradients))]
 
     def loss(self, episode):

@@ -15,7 +15,7 @@ from metanet import CNN, MetaNet
 
 # input and output
 input_path = 'data/omniglot'  # folder of images_background.zip and images_evaluation.zip; downloaded to it if missing
-split = 'previous'  # 'previous': 1200 random classes train, 423 test; 'standard': 964 background, 659 evaluation classes
+split = 'previous'  # 'previous': 1200 random classes train, 423 test; 'standard': 964 and 659; 'dev': 1100 and 100 of the 1200
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
@@ -36,6 +36,7 @@ n_final_episodes = 1000  # test episodes of each way at the end
 variant = 'MetaNet'  # 'MetaNet', or 'MetaNet-': no task-level fast weights in the embedding
 n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
+centred = False  # True: an extension that keeps the convolutions' fast weights alive, see the README
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
 alpha = 1e-3  # Adam's learning rate
@@ -70,7 +71,7 @@ def main():
 
     np.random.seed(seed)
     model = MetaNet(CNN(n_filters), CNN(n_filters, activation=None), (n_outputs_train,) + ways, n_steps,
-                    task_level=variant == 'MetaNet')
+                    task_level=variant == 'MetaNet', centred=centred)
     if initialisation == 'uniform':
         model.initialize_uniform()
     model.to_device(device)

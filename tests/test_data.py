@@ -320,6 +320,13 @@ def test_previous_split_mixes_the_two_zips_and_is_always_the_same(folder, tmp_pa
     assert same_classes(again_train, train) and same_classes(again_test, test)
 
 
+def test_dev_split_takes_training_classes_alone(folder, monkeypatch):
+    monkeypatch.setattr(data, 'N_DEV', 2)
+    train, test, _ = data.omniglot(folder, 'dev')
+    previous, _, _ = data.omniglot(folder, 'previous')
+    assert len(test) == 2 and list(train) + list(test) == list(previous)
+
+
 def test_ink_is_255_and_paper_0(folder):
     train, _, _ = data.omniglot(folder)
     for images in train.values():
@@ -421,7 +428,7 @@ def test_a_bad_zip_is_refused(folder, spoil, message):
 
 @pytest.mark.skipif(not os.environ.get('OMNIGLOT_DIR'),
                     reason='OMNIGLOT_DIR does not name a folder with the two zips of the real Omniglot')
-@pytest.mark.parametrize('split, n_train, n_test', [('previous', 1200, 423), ('standard', 964, 659)])
+@pytest.mark.parametrize('split, n_train, n_test', [('previous', 1200, 423), ('standard', 964, 659), ('dev', 1100, 100)])
 def test_the_real_omniglot(tmp_path, split, n_train, n_test):
     train, test, name = data.omniglot(tmp_path, split)
     assert (len(train), len(test), name) == (n_train, n_test, 'Omniglot')

@@ -141,6 +141,16 @@ def test_metanet_minus_has_no_task_level_weights():
     assert model.embed.conv1.W.grad is not None
 
 
+def test_centred_filters_have_no_mean_and_nothing_else_changes():
+    plain, centred = small_model(), small_model(centred=True)
+    task = episode(5, 1)
+    for fast, other in zip(plain.example_fast_weights(*task[:2], 5), centred.example_fast_weights(*task[:2], 5)):
+        expected = fast.array
+        if fast.ndim == 5:
+            expected = expected - expected.mean(axis=(-3, -2, -1), keepdims=True)
+        np.testing.assert_allclose(other.array, expected, atol=1e-6 * abs(fast.array).max())
+
+
 def test_an_inserted_softmax_layer_is_never_trained():
     model = small_model([5, 7])
     optimizer = chainer.optimizers.Adam().setup(model)
