@@ -41,6 +41,7 @@ n_steps = 10  # T: task-level gradients that the support set is cut into
 initialisation = 'chainer'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
 alpha = 1e-3  # Adam's learning rate
+n_decay = 0  # last epochs over which the learning rate falls linearly to 0
 clip = 10.0  # bound of the gradient's norm
 
 PAPER = 49.21  # 5-way 1-shot, table 2
@@ -82,7 +83,7 @@ def main():
     dev, test = ('%s/%d-way' % (part, n_outputs_test) for part in ('dev', 'test'))
     best = training.Best(metanet, os.path.join(out, 'best.npz'), dev + '/accuracy', test, test_sampler, n_test_episodes)
     tasks = [training.Tasks(metanet, {dev: dev_sampler}, n_dev_episodes, same=True), best]
-    training.train(metanet, optimizer, train_sampler, tasks, settings, source)
+    training.train(metanet, optimizer, train_sampler, tasks + training.decay(optimizer, settings), settings, source)
 
     trained, dev_accuracy, *result = best.test_result
     print('best dev accuracy %.2f %% on %d episodes, after %d training episodes' % (dev_accuracy, n_dev_episodes, trained))

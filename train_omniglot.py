@@ -40,6 +40,7 @@ centred = False  # True: an extension that keeps the convolutions' fast weights 
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
 alpha = 1e-3  # Adam's learning rate
+n_decay = 0  # last epochs over which the learning rate falls linearly to 0
 clip = 10.0  # bound of the gradient's norm
 
 # One-shot accuracies in the paper's tables 1 and 3, trained and tested on the same way.
@@ -79,7 +80,7 @@ def main():
     optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(clip))
 
     tasks = [training.Tasks(model, epoch_samplers, n_test_episodes)]
-    training.train(model, optimizer, sampler, tasks, settings, source)
+    training.train(model, optimizer, sampler, tasks + training.decay(optimizer, settings), settings, source)
     paper = PAPER.get((split, variant), {}) if nb_samples_per_class_test == 1 and source == 'Omniglot' else {}
     training.final_test(model, final_samplers, n_final_episodes, out, '%s on %s' % (variant, source), paper)
 

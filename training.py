@@ -269,6 +269,15 @@ class Best(training.Extension):
         self.test_result[...] = serializer('test_result', self.test_result)
 
 
+def decay(optimizer, settings):
+    """A list of the extension, if any, that lets Adam's learning rate fall linearly to 0 over the last `n_decay` epochs."""
+    if not settings['n_decay']:
+        return []
+    stop = settings['n_epoch'] * settings['n_episodes']
+    start = max(0, stop - settings['n_decay'] * settings['n_episodes'])
+    return [extensions.LinearShift('alpha', (optimizer.alpha, 0.0), (start, stop), optimizer)]
+
+
 class Log(extensions.LogReport):
     """Chainer's LogReport, that also writes `log.csv`, draws `learning_curve.png` and prints a line every epoch.
 
@@ -359,7 +368,7 @@ class _CtrlC:
         return self.pressed or trainer.updater.epoch >= self.n_epoch
 
 
-def train(model, optimizer, sampler, tasks, settings, source):
+def train(model, optimizer, sampler, extras, settings, source):
     """Trains to the last epoch, going on from the latest snapshot in the folder `settings['out']` if it has one.
 
     A continued run is the same, bit for bit, as one that never stopped. Ctrl-C leaves a snapshot and ends the program.
@@ -368,7 +377,7 @@ def train(model, optimizer, sampler, tasks, settings, source):
         model: `MetaNet`; at the end it is also saved as `model.npz`.
         optimizer: set up with the model.
         sampler: `data.EpisodeSampler` of training episodes.
-        tasks: list of Trainer extensions that test the model: `Tasks`, `Best`.
+        extras: list of Trainer extensions: `Tasks`, `Best`, a `decay`.
         settings: dict of the script's settings; of these `out`, `n_epoch` and `n_episodes` are used here.
         source: name of the data, for every line.
 
@@ -381,13 +390,15 @@ def train(model, optimizer, sampler, tasks, settings, source):
         _claim(out, settings, source)
     with _CtrlC(settings['n_epoch']) as stop:
         trainer = training.Trainer(updater, stop, out)
-        for extension in tasks:
+        for extension in extras:
             trainer.extend(extension)
         trainer.extend(Log(source))
         if sys.stdout.isatty():
             trainer.extend(extensions.ProgressBar((settings['n_epoch'], 'epoch'), update_interval=1))
         snapshot = extensions.snapshot(filename='snapshot_{.updater.iteration}', n_retains=1, autoload=True)
         trainer.extend(snapshot, trigger=(1, 'epoch'))
+        # Chainer would load the latest snapshot last, when LinearShift has already set the learning rate.
+        snapshot.initialize(trainer)
         trainer.run()
     if updater.epoch < settings['n_epoch']:
         snapshot(trainer)
@@ -401,15 +412,17 @@ def save_model(path, model):
         chainer.serializers.save_npz(file, model)
 
 
-# Settings that a continued run may change: where and how long it runs, and its final test.
-CHANGEABLE = 'input_path', 'out', 'gpu', 'n_epoch', 'n_final_episodes'
+# Settings that a continued run may change: where it runs, its final test, and how long it runs unless the learning rate
+# depends on that.
+CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes'
 
 
 def _claim(out, settings, source):
     """Notes a run's settings in its folder; refuses a folder that holds another run."""
     path = os.path.join(out, 'settings.json')
     own = dict(settings, data=source)
-    own = json.loads(json.dumps({name: value for name, value in own.items() if name not in CHANGEABLE}))
+    changeable = CHANGEABLE if own.get('n_decay') else CHANGEABLE + ('n_epoch',)
+    own = json.loads(json.dumps({name: value for name, value in own.items() if name not in changeable}))
     if os.path.exists(path):
         with open(path) as file:
             other = json.load(file)

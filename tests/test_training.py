@@ -35,13 +35,13 @@ class StopAt(data.EpisodeSampler):
 
 def run(out, n_epoch, stop_at=-1, **changes):
     """Trains a small model on synthetic strokes; returns it."""
-    settings = dict({'out': str(out), 'n_epoch': n_epoch, 'n_episodes': 3, 'alpha': 1e-3}, **changes)
+    settings = dict({'out': str(out), 'n_epoch': n_epoch, 'n_episodes': 3, 'alpha': 1e-3, 'n_decay': 0}, **changes)
     np.random.seed(0)
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
     optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
     sampler = StopAt(stop_at, CLASSES, 3, 1, 2, rotate=True, seed=0)
     tasks = [training.Tasks(model, {'test/3-way': data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}, 2)]
-    training.train(model, optimizer, sampler, tasks, settings, 'synthetic strokes')
+    training.train(model, optimizer, sampler, tasks + training.decay(optimizer, settings), settings, 'synthetic strokes')
     return model
 
 
@@ -107,6 +107,26 @@ def test_ctrl_c_amid_an_epoch_loses_nothing(tmp_path, straight):
     assert same(run(tmp_path, 3), straight[1])
     assert rows(tmp_path) == rows(straight[0])
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_decaying_run_goes_on_bit_for_bit_and_has_a_fixed_length(tmp_path, straight):
+    model = run(tmp_path / 'straight', 3, n_decay=2)
+    with pytest.raises(SystemExit, match='Stopped after 5 episodes'):
+        run(tmp_path / 'stopped', 3, stop_at=5, n_decay=2)
+    assert same(run(tmp_path / 'stopped', 3, n_decay=2), model)
+    assert not same(model, straight[1])
+    with pytest.raises(SystemExit, match='n_epoch'):
+        run(tmp_path / 'stopped', 4, n_decay=2)
+
+
+def test_decay_ends_at_zero():
+    optimizer = chainer.optimizers.Adam(1e-3)
+    (shift,) = training.decay(optimizer, {'n_epoch': 4, 'n_episodes': 5, 'n_decay': 2})
+    rates = []
+    for _ in range(20):
+        shift(None)
+        rates.append(optimizer.alpha)
+    np.testing.assert_allclose(rates, [1e-3] * 10 + [1e-3 * (10 - i) / 10 for i in range(1, 11)], atol=1e-12)
 
 
 def test_a_finished_run_is_loaded_not_trained(tmp_path, straight):
