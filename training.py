@@ -367,6 +367,9 @@ class _CtrlC:
     def __call__(self, trainer):
         return self.pressed or trainer.updater.epoch >= self.n_epoch
 
+    def get_training_length(self):
+        return self.n_epoch, 'epoch'
+
 
 def train(model, optimizer, sampler, extras, settings, source):
     """Trains to the last epoch, going on from the latest snapshot in the folder `settings['out']` if it has one.
@@ -394,7 +397,7 @@ def train(model, optimizer, sampler, extras, settings, source):
             trainer.extend(extension)
         trainer.extend(Log(source))
         if sys.stdout.isatty():
-            trainer.extend(extensions.ProgressBar((settings['n_epoch'], 'epoch'), update_interval=1))
+            trainer.extend(extensions.ProgressBar(update_interval=1))
         snapshot = extensions.snapshot(filename='snapshot_{.updater.iteration}', n_retains=1, autoload=True)
         trainer.extend(snapshot, trigger=(1, 'epoch'))
         # Chainer would load the latest snapshot last, when LinearShift has already set the learning rate.

@@ -278,6 +278,26 @@ def test_script_runs_anywhere_and_says_that_it_is_not_omniglot(tmp_path):
     assert settings['data'] == 'synthetic strokes' and settings['n_filters'] == 4
 
 
+def test_a_terminal_has_a_progress_bar(tmp_path, monkeypatch):
+    pty = pytest.importorskip('pty')
+    words = [os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path / 'none'), '--n_epoch', '1', '--n_episodes', '2',
+             '--n_test_episodes', '1', '--n_final_episodes', '2', '--n_filters', '4', '--out', str(tmp_path / 'out')]
+    for name in ('http_proxy', 'https_proxy'):
+        monkeypatch.setenv(name, 'http://127.0.0.1:9')
+    monkeypatch.delenv('OMNIGLOT_DIR', raising=False)
+    shown = bytearray()
+
+    def read(descriptor):
+        part = os.read(descriptor, 1024)
+        shown.extend(part)
+        return part
+
+    status = pty.spawn([sys.executable] + words, read)
+    assert status == 0
+    text = shown.decode()
+    assert 'this epoch [' in text and 'epoch 1 (2 episodes)' in text and '5-way 1-shot' in text
+
+
 @pytest.mark.parametrize('words, message', [
     (['--variant', 'MetaNet+'], "variant = 'MetaNet+': choose among 'MetaNet', 'MetaNet-'"),
     (['--initialisation', 'zero'], "initialisation = 'zero': choose among 'uniform', 'chainer'"),
