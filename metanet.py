@@ -411,10 +411,16 @@ class MetaNet(chainer.Chain):
         return loss
 
     def initialize_uniform(self, seed=None, scale=0.1):
-        """The paper's initial weights: every parameter uniform in [-scale, scale)."""
+        """The paper's initial weights: every parameter uniform in [-scale, scale).
+
+        Batch normalisation keeps its scale of 1 and shift of 0: the signal would vanish in three layers of scales below 0.1.
+        """
         random = self.xp.random.RandomState(seed)
+        normalisation = {id(param) for link in self.links() if isinstance(link, L.BatchNormalization)
+                         for param in link.params()}
         for param in self.params():
-            param.array[...] = random.uniform(-scale, scale, param.shape)
+            if id(param) not in normalisation:
+                param.array[...] = random.uniform(-scale, scale, param.shape)
 
     @contextlib.contextmanager
     def watch(self):

@@ -38,7 +38,7 @@ model = 'partial'  # 'partial': b has a CNN of its own; 'partial, u': b is an ML
 n_filters = 32  # of each convolution
 n_slow = 3  # convolutions, from the first, with batch normalisation and without fast weights
 n_steps = 10  # T: task-level gradients that the support set is cut into
-initialisation = 'chainer'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
+initialisation = 'uniform'  # 'uniform': in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
 alpha = 1e-3  # Adam's learning rate
 n_decay = 0  # last epochs over which the learning rate falls linearly to 0

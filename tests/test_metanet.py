@@ -184,6 +184,13 @@ def test_initialize_uniform():
     assert all((a.array == b.array).all() for a, b in zip(model.params(), again.params()))
 
 
+def test_initialize_uniform_leaves_batch_normalisation_alone():
+    model = partial_model(on_keys=False)
+    model.initialize_uniform()
+    assert (model.base.conv1.bn.gamma.array == 1).all() and (model.base.conv1.bn.beta.array == 0).all()
+    assert abs(model.base.conv1.W.array).max() < 0.1
+
+
 def test_watch_counts_live_fast_activations():
     model = small_model()
     for param in model.m_conv.l3.params():
