@@ -266,7 +266,7 @@ class _Convolution(_Products):
         return columns.reshape(n, h * w, -1)
 
     def fold(self, g_columns, x_shape):
-        (_, c, h, w), (kh, kw) = x_shape, self.kernel
+        (_, c, h, w), (_, kw) = x_shape, self.kernel
         n = g_columns.shape[1]
         padded, maps = self._padded(n, c, h, w, g_columns)
         for tap, g in enumerate(g_columns.reshape(-1, n, h, w, c)):
@@ -447,7 +447,7 @@ class _NormalizedReLU(FunctionNode):
         return sum(_in_parts(work, blocks)) / rows[..., 0].size
 
     def _variance(self, rows, blocks):
-        """Summed row after row, as NumPy does it for Chainer: its rounding decides which values tie in a pooling that follows."""
+        """Summed row after row, as NumPy does for Chainer: its rounding decides what ties in a pooling that follows."""
         xp = cuda.get_array_module(rows)
         total = xp.zeros(rows.shape[2], rows.dtype)
         for start, stop in blocks:
@@ -522,13 +522,13 @@ class _NormalizedReLU(FunctionNode):
 
 
 def _column_sums(rows):
-    """(examples, positions, c) -> (c,): as a product with ones, several times faster than NumPy's sum over leading axes."""
+    """(examples, positions, c) -> (c,): as a product with ones, several times faster than NumPy's own sum."""
     rows = rows.reshape(-1, rows.shape[-1])
     return cuda.get_array_module(rows).ones(len(rows), rows.dtype).dot(rows)
 
 
 def normalized_relu(x, bn):
-    """Batch normalisation, then ReLU: what a Chainer link would do, in a few passes over blocks instead of a dozen over all.
+    """Batch normalisation, then ReLU: what a Chainer link would do, in few passes over blocks, not a dozen over all.
 
     In training it normalises by the batch's statistics and moves the link's running averages; otherwise by these.
 
@@ -617,10 +617,10 @@ def mixture(weights, values):
 class _Coordinatewise(FunctionNode):
     """The same small network for each column of several `gradients` (t, p); the gradients themselves are constants.
 
-    Columns of zeros, which ReLUs that never open leave behind, share one output: it is computed once. Nothing but the other
-    columns is kept for the backward pass: a block's activations are cheaper to compute again in cache than to fetch from
-    memory. Within a block, NumPy's calls work on several chunks of columns at once: the threads hold each other up between
-    calls, so these are long, while each matrix product stays small enough for BLAS's quick path.
+    Columns of zeros, which ReLUs that never open leave behind, share one output: it is computed once. Nothing but the
+    other columns is kept for the backward pass: a block's activations are cheaper to compute again in cache than to
+    fetch from memory. Within a block, NumPy's calls work on several chunks of columns at once: the threads hold each
+    other up between calls, so these are long, while each matrix product stays small enough for BLAS's quick path.
     """
 
     def __init__(self, count):
@@ -705,7 +705,6 @@ class _MLP(_Coordinatewise):
         return g1[:, :-1], g1[:, -1], g2[:, :-1], g2[:, -1], g3[:, :-1], g3[:, -1]
 
     def activations(self, gradients, parameters, keep):
-        xp = cuda.get_array_module(gradients)
         _, chunks, _, width = gradients.shape
         layers = []
         for i, weight in enumerate(parameters):

@@ -1,8 +1,8 @@
 """Meta Networks (Munkhdalai & Yu, ICML 2017) in Chainer.
 
-A base learner b and an embedding u learn slow weights across tasks. Within a task the meta learner, m and d, turns their loss
-gradients on the support set into fast weights for the layers marked as adaptable: in u one set for the task, in b one set
-for every query example, read from a memory. `MetaNet.forward` is Algorithm 1 of the paper. The idea, step by step:
+A base learner b and an embedding u learn slow weights across tasks. Within a task the meta learner, m and d, turns
+their loss gradients on the support set into fast weights for the layers marked as adaptable: in u one set for the task,
+in b one set for every query example, read from a memory. `MetaNet.forward` is Algorithm 1 of the paper. Step by step:
 
     1 define a network               a `Network` with a `forward`: `CNN` below, or one of your own
     2 mark its adaptable layers      make them `FastConvolution2D` and `FastLinear`
@@ -23,7 +23,8 @@ import functions
 class FastLayer(chainer.Link):
     """A layer of slow weights that fast weights can augment (section 3.3): activation(W x) + activation(W* x).
 
-    While it has no fast weights, it is an ordinary layer: activation(W x). There is no bias. Subclasses name the product.
+    While it has no fast weights, it is an ordinary layer: activation(W x). There is no bias. Subclasses name the
+    product.
 
     Args:
         shape: shape of the slow weights, the parameter `W`.
@@ -99,8 +100,8 @@ class SoftmaxLayer(FastLinear):
 class Network(chainer.Chain):
     """A base learner or an embedding: derive from it, make the layers in `init_scope`, and write `forward`.
 
-    `forward(x)` takes a batch of n inputs and returns (n, `n_out`): a base learner's last hidden layer, or an embedding's
-    keys. Softmax layers come with `add_way`, one for each number of classes, named `softmax5`, `softmax20`, ...
+    `forward(x)` takes a batch of n inputs and returns (n, `n_out`): a base learner's last hidden layer, or an
+    embedding's keys. Softmax layers come with `add_way`, one for each number of classes, named `softmax5`, ...
 
     Args:
         n_out: units of the output.
@@ -111,7 +112,7 @@ class Network(chainer.Chain):
         self.n_out = n_out
 
     def add_way(self, way):
-        """Adds a softmax layer for `way` classes, if there is none: *inserted* (section 4.2.1) unless training uses it."""
+        """Adds a softmax layer for `way` classes, if there is none: *inserted* (section 4.2.1) if untrained."""
         name = 'softmax%d' % way
         if not hasattr(self, name):
             with self.init_scope():
@@ -120,8 +121,8 @@ class Network(chainer.Chain):
     def softmax(self, way):
         name = 'softmax%d' % way
         if not hasattr(self, name):
-            raise ValueError('there is no softmax layer for %d classes: add one with add_way, or name that number among '
-                             'the ways of MetaNet' % way)
+            raise ValueError('there is no softmax layer for %d classes: add one with add_way, or name that number '
+                             'among the ways of MetaNet' % way)
         return self[name]
 
     def classify(self, x, way):
@@ -141,7 +142,7 @@ class Network(chainer.Chain):
 
     @contextlib.contextmanager
     def copied(self, way, group, n_groups):
-        """Within it each group of examples has a copy of the slow weights to itself; yields the copies, as constants."""
+        """Within it each group of examples has a copy of the slow weights to itself; yields the copies."""
         layers = self.fast_layers(way)
         copies = []
         for layer in layers:
@@ -185,15 +186,15 @@ class NormalizedConvolution2D(chainer.Chain):
 
 
 class CNN(Network):
-    """The paper's base learner and embedding: five convolutions, each with ReLU and pooling, and a fully connected layer.
+    """The paper's base learner and embedding: five convolutions with ReLU and pooling, and a fully connected layer.
 
     Args:
         n_filters: feature maps of each convolution.
         activation: of the fully connected layer: F.relu in a base learner, None in an embedding.
         in_channels: 1 for grey images, 3 for colour.
         image_size: side of the square images.
-        n_slow: how many of the convolutions, from the first, have no fast weights but batch normalisation: 0 is the paper's
-            full model, 3 its partial one.
+        n_slow: how many of the convolutions, from the first, have no fast weights but batch normalisation: 0 is the
+            paper's full model, 3 its partial one.
     """
 
     def __init__(self, n_filters=64, activation=F.relu, in_channels=1, image_size=28, n_slow=0):
@@ -300,8 +301,8 @@ class MetaNet(chainer.Chain):
         n_steps: T, the length of d's sequence of gradients where the support set allows it (`group_size`).
         task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
         base_on_keys: whether b's input is u's key of an example rather than the example itself.
-        centred: an extension, not in the paper: from each filter that m and d generate its mean is subtracted. It keeps the
-            convolutions' fast activations alive, which otherwise all turn negative within some dozens of episodes.
+        centred: an extension, not in the paper: from each filter that m and d generate its mean is subtracted. It is to
+            keep convolutions' fast activations alive, which else all turn negative within some dozens of episodes.
         n_units: units of the meta learner's hidden layers.
     """
 
@@ -328,7 +329,8 @@ class MetaNet(chainer.Chain):
         """Algorithm 1: class scores of the query examples, from the support set alone.
 
         Args:
-            support_x: float32 (n_support, ...), values in [0, 1]; its order decides which examples share a task-level gradient.
+            support_x: float32 (n_support, ...), values in [0, 1]; its order decides which examples share a task-level
+                gradient.
             support_y: int32 (n_support,), labels 0 to N - 1, every label present.
             query_x: float32 (n_query, ...).
 
@@ -392,7 +394,8 @@ class MetaNet(chainer.Chain):
             places = [i for i, g in enumerate(gradients) if g.ndim == ndim]
             generated = self['%s_%s' % (name, kind)]([gradients[i] for i in places]) if places else []
             if self.centred and kind == 'conv':
-                generated = [w - F.broadcast_to(F.mean(w, axis=(-3, -2, -1), keepdims=True), w.shape) for w in generated]
+                means = [F.mean(w, axis=(-3, -2, -1), keepdims=True) for w in generated]
+                generated = [w - F.broadcast_to(mean, w.shape) for w, mean in zip(generated, means)]
             fast.update(zip(places, generated))
         return [fast[i] for i in range(len(gradients))]
 
@@ -413,7 +416,7 @@ class MetaNet(chainer.Chain):
     def initialize_uniform(self, seed=None, scale=0.1):
         """The paper's initial weights: every parameter uniform in [-scale, scale).
 
-        Batch normalisation keeps its scale of 1 and shift of 0: the signal would vanish in three layers of scales below 0.1.
+        Batch normalisation keeps its scale of 1 and shift of 0: three scales below 0.1 would make the signal vanish.
         """
         random = self.xp.random.RandomState(seed)
         normalisation = {id(param) for link in self.links() if isinstance(link, L.BatchNormalization)

@@ -1,10 +1,11 @@
-"""Trains MetaNet on mini-ImageNet by the paper's protocol: the test number of the model that is best on the dev classes.
+"""Trains MetaNet on mini-ImageNet by the paper's protocol: the test number of the model that is best on dev classes.
 
     python train_mini_imagenet.py
     python train_mini_imagenet.py --model "partial, u" --out result/mini_imagenet_u
     python train_mini_imagenet.py --n_outputs_train 10 --nb_samples_per_class_test 3    # as the authors' script does
 
-Every constant below may be given on the command line. Stopped by Ctrl-C or anything else, the same command goes on where it was.
+Every constant below may be given on the command line. Stopped by Ctrl-C or anything else, the same command goes on
+where it was.
 """
 import training  # first: it readies Chainer for today's NumPy
 
@@ -60,7 +61,8 @@ def main():
     with training.plain_errors():
         training.choice('model', model, ('partial', 'partial, u'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
-        training.at_least_one(settings, 'n_epoch', 'n_episodes', 'n_dev_episodes', 'n_test_episodes', 'n_filters', 'n_steps')
+        training.at_least_one(settings, 'n_epoch', 'n_episodes', 'n_dev_episodes', 'n_test_episodes', 'n_filters',
+                              'n_steps')
         device = training.device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
         image_size = next(iter(train_classes.values())).shape[1]
@@ -86,11 +88,13 @@ def main():
     training.train(metanet, optimizer, train_sampler, tasks + training.decay(optimizer, settings), settings, source)
 
     trained, dev_accuracy, *result = best.test_result
-    print('best dev accuracy %.2f %% on %d episodes, after %d training episodes' % (dev_accuracy, n_dev_episodes, trained))
+    print('best dev accuracy %.2f %% on %d episodes, after %d training episodes'
+          % (dev_accuracy, n_dev_episodes, trained))
     test_sampler.set_state(best.start)
     comparable = source == 'miniImagenet' and (n_outputs_test, nb_samples_per_class_test) == (5, 1)
-    training.write_results(out, [training.result_row('MetaNet (%s) on %s' % (model, source), test_sampler, n_test_episodes,
-                                                     result, PAPER if comparable else None)])
+    row = training.result_row('MetaNet (%s) on %s' % (model, source), test_sampler, n_test_episodes, result,
+                              PAPER if comparable else None)
+    training.write_results(out, [row])
 
 
 if __name__ == '__main__':

@@ -3,7 +3,8 @@
     python train_omniglot.py
     python train_omniglot.py --n_outputs_train 20 --n_outputs_test 5,20 --out result/omniglot_20way
 
-Every constant below may be given on the command line. Stopped by Ctrl-C or anything else, the same command goes on where it was.
+Every constant below may be given on the command line. Stopped by Ctrl-C or anything else, the same command goes on
+where it was.
 """
 import training  # first: it readies Chainer for today's NumPy
 
@@ -15,7 +16,7 @@ from metanet import CNN, MetaNet
 
 # input and output
 input_path = 'data/omniglot'  # folder of images_background.zip and images_evaluation.zip; downloaded to it if missing
-split = 'previous'  # 'previous': 1200 random classes train, 423 test; 'standard': 964 and 659; 'dev': 1100 and 100 of the 1200
+split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964, 659; 'dev': 1100, 100 of the 1200
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
@@ -56,7 +57,8 @@ def main():
     with training.plain_errors():
         training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
-        training.at_least_one(settings, 'n_epoch', 'n_episodes', 'n_test_episodes', 'n_final_episodes', 'n_filters', 'n_steps')
+        training.at_least_one(settings, 'n_epoch', 'n_episodes', 'n_test_episodes', 'n_final_episodes', 'n_filters',
+                              'n_steps')
         ways = training.several('n_outputs_test', n_outputs_test)
         device = training.device(gpu)
         train_classes, test_classes, source = data.omniglot(input_path, split)

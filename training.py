@@ -28,11 +28,12 @@ from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backe
 def configure(script):
     """Replaces constants at the top of a script by what the command line says: `--name value`.
 
-    A value must be of the constant's kind; where the constant is a number or a tuple of numbers, either will do: `--name 5` or
-    `--name 5,10,20`. Unknown names and bad values end the program with the list of names.
+    A value must be of the constant's kind; where the constant is a whole number or a tuple of them, either will do:
+    `--name 5` or `--name 5,10,20`. Unknown names and bad values end the program with the list of names.
 
     Args:
-        script: the script's `globals()`; the constants are its public names bound to numbers, strings, truth values and tuples.
+        script: the script's `globals()`; the constants are its public names bound to numbers, strings, truth values
+            and tuples.
 
     Returns:
         A dict of all settings.
@@ -228,7 +229,7 @@ class Tasks(training.Extension):
 
 
 class Best(training.Extension):
-    """Keeps the model that does best on the dev tasks, and tests it: the paper's protocol for mini-ImageNet (section 4.2).
+    """Keeps the model that does best on the dev tasks, and tests it: the paper's protocol for mini-ImageNet.
 
     Whenever the accuracy on dev tasks is above the best so far, saves the model and tests it: `test_result` is
     then (episodes trained, dev accuracy, mean, half width of the 95 % interval), in %. A test reports as `Tasks` does.
@@ -270,7 +271,7 @@ class Best(training.Extension):
 
 
 def decay(optimizer, settings):
-    """A list of the extension, if any, that lets Adam's learning rate fall linearly to 0 over the last `n_decay` epochs."""
+    """A list of the extension, if any, by which Adam's learning rate falls to 0 over the last `n_decay` epochs."""
     if not settings['n_decay']:
         return []
     stop = settings['n_epoch'] * settings['n_episodes']
@@ -281,7 +282,7 @@ def decay(optimizer, settings):
 class Log(extensions.LogReport):
     """Chainer's LogReport, that also writes `log.csv`, draws `learning_curve.png` and prints a line every epoch.
 
-    (Chainer's PrintReport cannot print the data's name, and its PlotReport forgets the episodes before an interruption.)
+    (Chainer's PrintReport cannot print the data's name; its PlotReport forgets the episodes before an interruption.)
 
     Args:
         source: name of the data, for every line.
@@ -325,8 +326,8 @@ class Log(extensions.LogReport):
 
     def _print(self, row):
         names = [name[:-len('/accuracy')] for name in row if re.fullmatch('(dev|test)/.*/accuracy', name)]
-        tests = ', '.join('%s %.3f / %.1f %%' % (name.replace('/', ' '), row[name + '/loss'], 100 * row[name + '/accuracy'])
-                          for name in names)
+        tests = ', '.join('%s %.3f / %.1f %%' % (
+            name.replace('/', ' '), row[name + '/loss'], 100 * row[name + '/accuracy']) for name in names)
         # A terminal may hold Chainer's progress bar below the cursor; as its own reports do, this clears it away.
         print('%sepoch %d (%d episodes): training loss %.3f / accuracy %.1f %%; %s; %.2f s an episode [%s]' % (
             '\033[J' if sys.stdout.isatty() else '', row['epoch'], row['iteration'], row['main/loss'],
@@ -432,8 +433,8 @@ def _claim(out, settings, source):
         changed = ['%s (%r there, %r now)' % (name, other.get(name), own.get(name))
                    for name in sorted(set(own) | set(other)) if own.get(name) != other.get(name)]
         if changed:
-            raise ValueError('the folder %s holds a run with other settings: %s; give this run another folder (out), or '
-                             'take the same settings to go on with that one' % (out, ', '.join(changed)))
+            raise ValueError('the folder %s holds a run with other settings: %s; give this run another folder (out), '
+                             'or take the same settings to go on with that one' % (out, ', '.join(changed)))
     else:
         os.makedirs(out, exist_ok=True)
         with replacing(path) as part, open(part, 'w') as file:
@@ -472,7 +473,7 @@ def interval(values):
 
 
 def pixel_accuracy(sampler, n_episodes):
-    """Accuracy (0 to 1) of the nearest neighbour among support images, by their pixels: the least that learning must beat.
+    """Accuracy (0 to 1) of the nearest support image by pixels: the least that learning must beat.
 
     Args:
         sampler: `data.EpisodeSampler`.
@@ -520,8 +521,8 @@ def result_row(label, sampler, n_episodes, result, paper):
         paper: the paper's accuracy in %, or None.
     """
     pixels = interval(100 * pixel_accuracy(sampler, n_episodes))
-    print('%s, %d-way %d-shot: %.2f +- %.2f %% on %d test episodes; nearest neighbour on pixels %.2f +- %.2f %%; the paper %s'
-          % (label, sampler.way, sampler.shot, *result, n_episodes, *pixels,
+    print('%s, %d-way %d-shot: %.2f +- %.2f %% on %d test episodes; nearest neighbour on pixels %.2f +- %.2f %%; '
+          'the paper %s' % (label, sampler.way, sampler.shot, *result, n_episodes, *pixels,
              'has no such number' if paper is None else '%s %%' % paper), flush=True)
     return {'model': label, 'way': sampler.way, 'shot': sampler.shot, 'episodes': n_episodes,
             'accuracy': round(result[0], 2), 'interval': round(result[1], 2),

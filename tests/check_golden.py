@@ -2,12 +2,13 @@
 
     python tests/check_golden.py FILE.npz ...
 
-A file with grad/ entries is a training episode, one without is a test episode; any way and shot will do. Prints the worst
-relative error of each kind, each array's on the scale of its largest entry, and exits with 1 where one is past 1e-3.
+A file with grad/ entries is a training episode, one without is a test episode; any way and shot will do. Prints the
+worst relative error of each kind, each array's on the scale of its largest entry, and exits with 1 where one is past
+1e-3.
 
-The logits are about -1000 here, where neighbouring float32 numbers lie 1e-4 apart, and the gradients of m are sums that
-nearly cancel: they amplify that rounding to some 1e-3 of themselves (1e-2 against the same episode in float64). So once the
-logits have been compared, gradients are propagated from the authors' logits; what they are from our own is
+Logits can be as large as -1000, where neighbouring float32 numbers lie 1e-4 apart, and some gradients of m are sums
+that nearly cancel: they amplify that rounding to some 1e-3 of themselves (1e-2 against the same episode in float64). So
+once the logits have been compared, gradients are propagated from the authors' logits; what they are from our own is
 printed beside, for information.
 """
 import argparse
@@ -38,7 +39,7 @@ class Golden:
         self.training = any(key.startswith('grad/') for key in self.arrays)
         self.model = self.build()
         self.params = dict(self.model.namedparams())
-        # Where training and test have the same way, the authors have two softmax layers of one size: a test uses its own.
+        # With one way in training and test the authors have two softmax layers of one size: a test uses its own.
         for key in sorted(self.arrays, reverse=self.training):
             if key.startswith('param/'):
                 self.array(key)[...] = self[key]

@@ -428,7 +428,8 @@ def test_a_bad_zip_is_refused(folder, spoil, message):
 
 @pytest.mark.skipif(not os.environ.get('OMNIGLOT_DIR'),
                     reason='OMNIGLOT_DIR does not name a folder with the two zips of the real Omniglot')
-@pytest.mark.parametrize('split, n_train, n_test', [('previous', 1200, 423), ('standard', 964, 659), ('dev', 1100, 100)])
+@pytest.mark.parametrize('split, n_train, n_test',
+                         [('previous', 1200, 423), ('standard', 964, 659), ('dev', 1100, 100)])
 def test_the_real_omniglot(tmp_path, split, n_train, n_test):
     train, test, name = data.omniglot(tmp_path, split)
     assert (len(train), len(test), name) == (n_train, n_test, 'Omniglot')

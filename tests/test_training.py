@@ -41,7 +41,8 @@ def run(out, n_epoch, stop_at=-1, **changes):
     optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
     sampler = StopAt(stop_at, CLASSES, 3, 1, 2, rotate=True, seed=0)
     tasks = [training.Tasks(model, {'test/3-way': data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}, 2)]
-    training.train(model, optimizer, sampler, tasks + training.decay(optimizer, settings), settings, 'synthetic strokes')
+    tasks += training.decay(optimizer, settings)
+    training.train(model, optimizer, sampler, tasks, settings, 'synthetic strokes')
     return model
 
 
@@ -90,8 +91,8 @@ def test_an_epochs_row_is_the_mean_over_its_episodes(tmp_path, straight, monkeyp
 
     monkeypatch.setattr(MetaNet, 'loss', recorded)
     run(tmp_path, 2)
-    np.testing.assert_allclose([float(row['main/loss']) for row in rows(tmp_path)], np.mean(np.reshape(losses, (2, 3)), 1),
-                               rtol=1e-5)
+    logged = [float(row['main/loss']) for row in rows(tmp_path)]
+    np.testing.assert_allclose(logged, np.mean(np.reshape(losses, (2, 3)), 1), rtol=1e-5)
 
 
 def test_more_epochs_go_on_bit_for_bit(tmp_path, straight):
@@ -213,7 +214,8 @@ def test_interval_covers_the_mean():
 
 def test_final_test_writes_what_it_prints(tmp_path, capsys):
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
-    training.final_test(model, {3: data.EpisodeSampler(CLASSES, 3, 1, 2)}, 5, str(tmp_path), 'MetaNet on synthetic', {3: 99.0})
+    samplers = {3: data.EpisodeSampler(CLASSES, 3, 1, 2)}
+    training.final_test(model, samplers, 5, str(tmp_path), 'MetaNet on synthetic', {3: 99.0})
     line = capsys.readouterr().out
     with open(tmp_path / 'final_test.csv', newline='') as file:
         (row,) = csv.DictReader(file)
@@ -280,8 +282,9 @@ def test_script_runs_anywhere_and_says_that_it_is_not_omniglot(tmp_path):
 
 def test_a_terminal_has_a_progress_bar(tmp_path, monkeypatch):
     pty = pytest.importorskip('pty')
-    words = [os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path / 'none'), '--n_epoch', '1', '--n_episodes', '2',
-             '--n_test_episodes', '1', '--n_final_episodes', '2', '--n_filters', '4', '--out', str(tmp_path / 'out')]
+    words = [os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path / 'none'), '--n_epoch', '1',
+             '--n_episodes', '2', '--n_test_episodes', '1', '--n_final_episodes', '2', '--n_filters', '4',
+             '--out', str(tmp_path / 'out')]
     for name in ('http_proxy', 'https_proxy'):
         monkeypatch.setenv(name, 'http://127.0.0.1:9')
     monkeypatch.delenv('OMNIGLOT_DIR', raising=False)
@@ -313,10 +316,13 @@ def test_bad_settings_are_refused_before_any_work(tmp_path, words, message):
     assert not os.path.exists(tmp_path / 'here') and 'Traceback' not in done.stderr
 
 
+SHORT = ['--n_epoch', '1', '--n_episodes', '1', '--n_dev_episodes', '2', '--n_test_episodes', '2', '--n_filters', '4',
+         '--n_queries', '2', '--out', 'here']
+
+
 @pytest.mark.parametrize('model', ['partial', 'partial, u'])
 def test_mini_imagenet_script_runs_anywhere(tmp_path, model):
-    done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '1', '--n_dev_episodes', '2', '--n_test_episodes', '2', '--model',
-                  model, '--n_filters', '4', '--n_queries', '2', '--n_outputs_train', '6', '--out', 'here', name='train_mini_imagenet.py')
+    done = script(tmp_path, *SHORT, '--model', model, '--n_outputs_train', '6', name='train_mini_imagenet.py')
     assert done.returncode == 0, done.stderr
     assert 'NOT MINI-IMAGENET' in done.stderr
     lines = done.stdout.splitlines()
@@ -329,8 +335,7 @@ def test_mini_imagenet_script_trains_on_files(tmp_path):
     textures = data.synthetic_textures(15, 8, size=32)
     for i, part in enumerate(('train', 'dev', 'test')):
         data.save_classes(str(tmp_path / 'data' / (part + '.npz')), dict(list(textures.items())[5 * i:5 * i + 5]))
-    done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '1', '--n_dev_episodes', '2', '--n_test_episodes', '2', '--n_filters',
-                  '4', '--n_queries', '2', '--out', 'here', name='train_mini_imagenet.py')
+    done = script(tmp_path, *SHORT, name='train_mini_imagenet.py')
     assert done.returncode == 0, done.stderr
     assert 'MetaNet (partial) on data' in done.stdout and not done.stderr.strip()
 
@@ -338,6 +343,7 @@ def test_mini_imagenet_script_trains_on_files(tmp_path):
 def test_mini_imagenet_script_refuses_too_few_images(tmp_path):
     os.mkdir(tmp_path / 'data')
     for part in ('train', 'dev', 'test'):
-        data.save_classes(str(tmp_path / 'data' / (part + '.npz')), data.synthetic_textures(5, 8, size=32, seed=ord(part[0])))
+        classes = data.synthetic_textures(5, 8, size=32, seed=ord(part[0]))
+        data.save_classes(str(tmp_path / 'data' / (part + '.npz')), classes)
     done = script(tmp_path, '--out', 'here', name='train_mini_imagenet.py')
     assert done.returncode == 1 and 'is in both' in done.stderr
