@@ -413,7 +413,7 @@ class MetaNet(chainer.Chain):
         chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, episode.query_y)}, self)
         return loss
 
-    def initialize_uniform(self, seed=None, scale=0.1):
+    def initialize_uniform(self, seed, scale=0.1):
         """The paper's initial weights: every parameter uniform in [-scale, scale).
 
         Batch normalisation keeps its scale of 1 and shift of 0: three scales below 0.1 would make the signal vanish.

@@ -77,7 +77,7 @@ def main():
     np.random.seed(seed)
     metanet = build(model, image_size, (n_outputs_train, n_outputs_test))
     if initialisation == 'uniform':
-        metanet.initialize_uniform()
+        metanet.initialize_uniform(seed)
     metanet.to_device(device)
     optimizer = chainer.optimizers.Adam(alpha).setup(metanet)
     optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(clip))

@@ -76,7 +76,7 @@ def main():
     model = MetaNet(CNN(n_filters), CNN(n_filters, activation=None), (n_outputs_train,) + ways, n_steps,
                     task_level=variant == 'MetaNet', centred=centred)
     if initialisation == 'uniform':
-        model.initialize_uniform()
+        model.initialize_uniform(seed)
     model.to_device(device)
     optimizer = chainer.optimizers.Adam(alpha).setup(model)
     optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(clip))

@@ -301,6 +301,17 @@ def test_a_terminal_has_a_progress_bar(tmp_path, monkeypatch):
     assert 'this epoch [' in text and 'epoch 1 (2 episodes)' in text and '5-way 1-shot' in text
 
 
+@pytest.mark.parametrize('initialisation', ['uniform', 'chainer'])
+def test_the_seed_decides_all(tmp_path, initialisation):
+    logs = []
+    for i, seed in enumerate('112'):
+        done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '1', '--n_test_episodes', '1', '--n_final_episodes', '2',
+                      '--n_filters', '4', '--initialisation', initialisation, '--seed', seed, '--out', 'run%d' % i)
+        assert done.returncode == 0, done.stderr
+        logs.append(rows(tmp_path / ('run%d' % i)))
+    assert logs[0] == logs[1] != logs[2]
+
+
 @pytest.mark.parametrize('words, message', [
     (['--variant', 'MetaNet+'], "variant = 'MetaNet+': choose among 'MetaNet', 'MetaNet-'"),
     (['--initialisation', 'zero'], "initialisation = 'zero': choose among 'uniform', 'chainer'"),
