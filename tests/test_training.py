@@ -1,4 +1,5 @@
 """The training loop and the script: settings, resuming, stopping, logs and the final test."""
+import contextlib
 import csv
 import json
 import os
@@ -260,12 +261,15 @@ def test_configure(tmp_path, words, expected):
         assert done.stdout == 'True\n%r\n' % (expected,)
 
 
-def script(tmp_path, *words, name='train_omniglot.py'):
+def offline():
+    """An environment without Omniglot, whose downloads go to a port where nobody listens."""
     environment = {name: value for name, value in os.environ.items() if name != 'OMNIGLOT_DIR'}
-    # No download: the connection goes to a port where nobody listens.
-    environment.update(http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
+    return dict(environment, http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
+
+
+def script(tmp_path, *words, name='train_omniglot.py'):
     return subprocess.run([sys.executable, os.path.join(ROOT, name), '--input_path', str(tmp_path / 'data')]
-                          + list(words), capture_output=True, text=True, cwd=str(tmp_path), env=environment)
+                          + list(words), capture_output=True, text=True, cwd=str(tmp_path), env=offline())
 
 
 def test_script_runs_anywhere_and_says_that_it_is_not_omniglot(tmp_path):
@@ -281,23 +285,23 @@ def test_script_runs_anywhere_and_says_that_it_is_not_omniglot(tmp_path):
     assert settings['data'] == 'synthetic strokes' and settings['n_filters'] == 4
 
 
-def test_a_terminal_has_a_progress_bar(tmp_path, monkeypatch):
+def test_a_terminal_has_a_progress_bar(tmp_path):
     pty = pytest.importorskip('pty')
-    words = [os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path / 'none'), '--n_epoch', '1',
-             '--n_episodes', '2', '--n_test_episodes', '1', '--n_final_episodes', '2', '--n_filters', '4',
-             '--out', str(tmp_path / 'out')]
-    for name in ('http_proxy', 'https_proxy'):
-        monkeypatch.setenv(name, 'http://127.0.0.1:9')
-    monkeypatch.delenv('OMNIGLOT_DIR', raising=False)
+    terminal, end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path / 'none'),
+         '--n_epoch', '1', '--n_episodes', '2', '--n_test_episodes', '1', '--n_final_episodes', '2', '--n_filters', '4',
+         '--out', str(tmp_path / 'out')], stdin=end, stdout=end, stderr=end, env=offline())
+    os.close(end)
     shown = bytearray()
-
-    def read(descriptor):
-        part = os.read(descriptor, 1024)
-        shown.extend(part)
-        return part
-
-    status = pty.spawn([sys.executable] + words, read)
-    assert status == 0
+    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+        while True:
+            part = os.read(terminal, 1024)
+            if not part:
+                break
+            shown.extend(part)
+    os.close(terminal)
+    assert process.wait() == 0
     text = shown.decode()
     assert 'this epoch [' in text and 'epoch 1 (2 episodes)' in text and '5-way 1-shot' in text
 
@@ -306,8 +310,8 @@ def test_a_terminal_has_a_progress_bar(tmp_path, monkeypatch):
 def test_the_seed_decides_all(tmp_path, initialisation):
     logs = []
     for i, seed in enumerate('112'):
-        done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '1', '--n_test_episodes', '1', '--n_final_episodes', '2',
-                      '--n_filters', '4', '--initialisation', initialisation, '--seed', seed, '--out', 'run%d' % i)
+        done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '1', '--n_test_episodes', '1',
+                      '--n_final_episodes', '2', '--n_filters', '4', '--initialisation', initialisation, '--seed', seed, '--out', 'run%d' % i)
         assert done.returncode == 0, done.stderr
         logs.append(rows(tmp_path / ('run%d' % i)))
     assert logs[0] == logs[1] != logs[2]
