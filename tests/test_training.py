@@ -311,7 +311,8 @@ def test_the_seed_decides_all(tmp_path, initialisation):
     logs = []
     for i, seed in enumerate('112'):
         done = script(tmp_path, '--n_epoch', '1', '--n_episodes', '1', '--n_test_episodes', '1',
-                      '--n_final_episodes', '2', '--n_filters', '4', '--initialisation', initialisation, '--seed', seed, '--out', 'run%d' % i)
+                      '--n_final_episodes', '2', '--n_filters', '4', '--initialisation', initialisation,
+                      '--seed', seed, '--out', 'run%d' % i)
         assert done.returncode == 0, done.stderr
         logs.append(rows(tmp_path / ('run%d' % i)))
     assert logs[0] == logs[1] != logs[2]
