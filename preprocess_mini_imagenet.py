@@ -260,6 +260,17 @@ def load_image(place, size):
     return None, 'skipped'
 
 
+@contextlib.contextmanager
+def threads(workers):
+    """A pool of threads, none of which is still at work when the block has ended, well or not."""
+    pool = ThreadPool(workers)
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+        pool.join()
+
+
 def make_class(names, places, size, path, pool, bar):
     """Save a class as `path`.npy, with the names of skipped and truncated images in `path`.json.
 
@@ -366,7 +377,7 @@ def run(source, splits, output, size, workers):
     to_do = [synset for synset in classes if not os.path.exists(partials[synset] + '.npy')]
     n_images, n_to_do = (sum(len(classes[synset]) for synset in synsets) for synsets in (classes, to_do))
     os.makedirs(folder, exist_ok=True)
-    with ThreadPool(workers) as pool, tqdm(
+    with threads(workers) as pool, tqdm(
             total=n_images, initial=n_images - n_to_do, desc='Decoding', unit=' images') as bar:
         empty = [synset for synset in to_do
                  if not make_class(classes[synset], places[synset], size, partials[synset], pool, bar)]
