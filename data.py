@@ -103,7 +103,7 @@ def save_classes(path, classes):
 
     The file appears under its name only when it is complete; an older one stays intact until then.
     """
-    with _replacing(path) as file:
+    with replacing(path) as file:
         np.savez(file, **classes)
 
 
@@ -120,12 +120,15 @@ def _to_uint8(images):
 
 
 @contextlib.contextmanager
-def _replacing(path):
-    """Open a temporary file beside `path`, which takes that name only if the block succeeds."""
+def replacing(path, mode='wb', **options):
+    """Open a temporary file beside `path`, which takes that name only if the block succeeds.
+
+    `mode` and `options` are those of `open`.
+    """
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     temporary = f'{path}.{os.getpid()}.part'
     try:
-        with open(temporary, 'wb') as file:
+        with open(temporary, mode, **options) as file:
             yield file
         os.replace(temporary, path)
     except BaseException:  # Ctrl-C leaves nothing behind either
@@ -191,7 +194,7 @@ def _find_zip(name, input_path, download):
     if not download:
         raise _Unavailable(f'{path} does not exist and downloads are switched off')
     content = _download(name)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
     return path
 

@@ -19,6 +19,8 @@ from chainer.training import extensions
 from sklearn.neighbors import KNeighborsClassifier
 from tqdm import tqdm
 
+from data import replacing
+
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a window)
 
@@ -306,7 +308,7 @@ class Log(extensions.LogReport):
             self._print(self.log[-1])
 
     def _write_csv(self, path):
-        with replacing(path) as part, open(part, 'w', newline='') as file:
+        with replacing(path, 'w', newline='') as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.log for name in row)))
             writer.writeheader()
             writer.writerows(self.log)
@@ -320,8 +322,8 @@ class Log(extensions.LogReport):
         axes.set(xlabel='training episodes', ylabel='accuracy (%)', title=self.source)
         axes.grid(alpha=0.3)
         axes.legend()
-        with replacing(path) as part:
-            figure.savefig(part, format='png')
+        with replacing(path) as file:
+            figure.savefig(file, format='png')
         plt.close(figure)
 
     def _print(self, row):
@@ -332,18 +334,6 @@ class Log(extensions.LogReport):
         print('%sepoch %d (%d episodes): training loss %.3f / accuracy %.1f %%; %s; %.2f s an episode [%s]' % (
             '\033[J' if sys.stdout.isatty() else '', row['epoch'], row['iteration'], row['main/loss'],
             100 * row['main/accuracy'], tests, row['seconds'], self.source), flush=True)
-
-
-@contextlib.contextmanager
-def replacing(path):
-    """Yields a name to write to, which becomes `path` when all has gone well, and nothing otherwise."""
-    part = '%s.%d.part' % (path, os.getpid())
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
 
 
 class _CtrlC:
@@ -412,7 +402,7 @@ def train(model, optimizer, sampler, extras, settings, source):
 
 def save_model(path, model):
     """Writes the model's parameters to an npz, which is whole or not there at all."""
-    with replacing(path) as part, open(part, 'wb') as file:
+    with replacing(path) as file:
         chainer.serializers.save_npz(file, model)
 
 
@@ -436,8 +426,7 @@ def _claim(out, settings, source):
             raise ValueError('the folder %s holds a run with other settings: %s; give this run another folder (out), '
                              'or take the same settings to go on with that one' % (out, ', '.join(changed)))
     else:
-        os.makedirs(out, exist_ok=True)
-        with replacing(path) as part, open(part, 'w') as file:
+        with replacing(path, 'w') as file:
             json.dump(own, file, indent=4)
 
 
@@ -531,7 +520,7 @@ def result_row(label, sampler, n_episodes, result, paper):
 
 def write_results(out, rows):
     """Writes rows of results to `final_test.csv` in the folder `out`."""
-    with replacing(os.path.join(out, 'final_test.csv')) as part, open(part, 'w', newline='') as file:
+    with replacing(os.path.join(out, 'final_test.csv'), 'w', newline='') as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
