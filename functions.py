@@ -24,7 +24,7 @@ from chainer.utils import type_check
 from threadpoolctl import ThreadpoolController
 
 # Numbers in a block's largest array, of a convolution or of pooling: what fits a core's cache, beside the others.
-ELEMENTS = 1 << 17
+ELEMENTS = 1 << 18
 # Chunks of coordinates in a block of a meta learner.
 CHUNKS = 8
 # Parts the blocks are dealt into. Each part adds up its own gradient, so this number, not the number of threads,
@@ -57,10 +57,14 @@ def _in_parts(work, blocks):
 
 
 def _blocks(length, size, step=1):
-    """Cuts `range(length)` into (start, stop) of about `size`, at multiples of `step`; a short rest stands alone."""
-    size = max(step, size // step * step)
-    whole = length // step * step
-    edges = list(range(0, whole, size)) + [whole, length]
+    """Cuts `range(length)` into (start, stop) of at most `size`, at multiples of `step`; a short rest stands alone.
+
+    One block or an even number of them, all of nearly the same size, for threads to have equal shares.
+    """
+    steps, size = length // step, max(1, size // step)
+    count = -(-steps // size)
+    count += count > 1 and count % 2
+    edges = [i * steps // count * step for i in range(count)] + [steps * step, length]
     return [(start, stop) for start, stop in zip(edges, edges[1:]) if start < stop]
 
 
@@ -648,10 +652,11 @@ class _Coordinatewise(FunctionNode):
         xp = cuda.get_array_module(*inputs)
         # The first column stands for all columns of zeros.
         whole = xp.concatenate([xp.zeros((len(gradients[0]), 1), gradients[0].dtype)] + list(gradients), axis=1)
-        self.live = whole.any(axis=0)
-        self.live[0] = True
-        self.columns = whole[:, self.live]
-        y = xp.empty(self.columns.shape[1], whole.dtype)
+        live = whole.any(axis=0)
+        live[0] = True
+        self.live = xp.flatnonzero(live)
+        self.columns = whole.take(self.live, axis=1)
+        y = xp.empty(len(self.live), whole.dtype)
 
         def work(blocks):
             for start, stop in blocks:
@@ -659,19 +664,22 @@ class _Coordinatewise(FunctionNode):
                 y[start:stop] = self.output(activations, parameters).ravel()
 
         _in_parts(work, self._cut())
-        y = y[xp.where(self.live, xp.cumsum(self.live) - 1, 0)]
+        ys = xp.empty(whole.shape[1], y.dtype)
+        ys[...] = y[0]
+        ys[self.live] = y
         self.edges = numpy.cumsum([1] + [array.shape[1] for array in gradients]).tolist()
-        return tuple(y[start:stop] for start, stop in zip(self.edges, self.edges[1:]))
+        return tuple(ys[start:stop] for start, stop in zip(self.edges, self.edges[1:]))
 
     def backward(self, indexes, grad_outputs):
         parameters = self.pack(*(variable.array for variable in self.get_retained_inputs()))
         xp = cuda.get_array_module(self.columns)
-        gy = xp.zeros(self.live.shape, self.columns.dtype)
+        gys = xp.zeros(self.edges[-1], self.columns.dtype)
         for g, start, stop in zip(grad_outputs, self.edges, self.edges[1:]):
             if g is not None:
-                gy[start:stop] = g.array
-        gy[0] = gy[~self.live].sum()
-        gy = gy[self.live]
+                gys[start:stop] = g.array
+        gy = gys[self.live]
+        gys[self.live] = 0
+        gy[0] = gys.sum()
 
         def work(blocks):
             sums = [xp.zeros_like(parameter) for parameter in parameters]

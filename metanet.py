@@ -146,7 +146,7 @@ class Network(chainer.Chain):
         layers = self.fast_layers(way)
         copies = []
         for layer in layers:
-            slow = layer.slow().array
+            slow = self.xp.ascontiguousarray(layer.slow().array)
             copies.append(chainer.Variable(self.xp.broadcast_to(slow, (n_groups,) + slow.shape)))
         with _set(layers, copies=copies, group=group):
             yield copies
