@@ -2,6 +2,7 @@
 
     python tests/benchmark.py
     python tests/benchmark.py --way 20 --query 5
+    python tests/benchmark.py --model "partial, u"      # of mini-ImageNet; or partial
     PEER_PYTHON=/path/to/python python tests/benchmark.py --peer FILE.py     # in turn with another implementation
 
 A part's rate counts the multiply-adds of its matrix products, two operations each, once: what is computed again in the
@@ -27,7 +28,11 @@ import numpy as np  # noqa: E402
 
 import functions  # noqa: E402
 import metanet  # noqa: E402
+import train_mini_imagenet  # noqa: E402
 from data import Episode  # noqa: E402
+
+MODELS = {'full': {'channels': 1, 'size': 28, 'query': 10}, 'partial': {'channels': 3, 'size': 84, 'query': 15},
+          'partial, u': {'channels': 3, 'size': 84, 'query': 15}}
 
 
 class Clock:
@@ -64,16 +69,30 @@ class Clock:
         return timed
 
 
-def multiply_adds(model, way, shot, query):
+def per_example(network, side):
+    """Multiply-adds of an example and one set of weights: in the layers of slow weights alone, in adaptable ones."""
+    counts = [0, 0]
+    for link in network.links():
+        if isinstance(link, (metanet.FastLayer, metanet.NormalizedConvolution2D, chainer.links.Linear)) and not (
+                isinstance(link, metanet.SoftmaxLayer)):
+            counts[isinstance(link, metanet.FastLayer)] += link.W.size * (side ** 2 if link.W.ndim == 4 else 1)
+            if link.W.ndim == 4:
+                side = -(-side // 2)
+    return counts
+
+
+def multiply_adds(args, model):
     """Of the products in each part's forward pass."""
-    network = sum(layer.W.size * side ** 2 for layer, side in zip(model.base.fast_layers(), (28, 14, 7, 4, 2, 1)))
-    coordinates = sum(layer.W.size for layer in model.base.fast_layers(way))
-    support, queries, steps = way * shot, way * query, min(way * shot, model.n_steps)
+    support, queries = args.way * args.shot, args.way * args.query
+    steps = -(-support // model.group_size(support))
     lstm, mlp = steps * 4 * 20 * (2 + 20) + 20, 2 * 20 + 20 * 20 + 20
-    parts = {'embed gradients': 3 * support * network, 'd': coordinates * lstm,
-             'embed': 2 * (support + queries) * network, 'base gradients': 3 * support * network,
-             'm': support * coordinates * mlp, 'reading': queries * support * coordinates,
-             'base': 2 * queries * network}
+    networks = {'embed': model.embed, 'base': model.base}
+    slow, fast = zip(*(per_example(network, MODELS[args.model]['size']) for network in networks.values()))
+    coordinates = [sum(layer.W.size for layer in network.fast_layers(args.way)) for network in networks.values()]
+    parts = {'embed gradients': support * (slow[0] + 3 * fast[0]), 'd': coordinates[0] * lstm,
+             'embed': (support + queries) * (slow[0] + 2 * fast[0]),
+             'base gradients': support * (slow[1] + 3 * fast[1]), 'm': support * coordinates[1] * mlp, 'reading': queries * support * coordinates[1],
+             'base': queries * (slow[1] + 2 * fast[1])}
     # Two more products of the same size for each, one with respect to the inputs, one to the weights.
     parts['backward'] = 2 * sum(parts[name] for name in ('d', 'embed', 'm', 'reading', 'base'))
     return parts
@@ -82,8 +101,9 @@ def multiply_adds(model, way, shot, query):
 def episodes(args, device):
     random = np.random.RandomState(0)
     support, query = args.way * args.shot, args.way * args.query
+    shape = (support + query, MODELS[args.model]['channels']) + (MODELS[args.model]['size'],) * 2
     while True:
-        images = (random.rand(support + query, 1, 28, 28) > 0.9).astype(np.float32)
+        images = (random.rand(*shape) > 0.9).astype(np.float32)
         labels = np.arange(args.way, dtype=np.int32)
         arrays = images[:support], labels.repeat(args.shot), images[support:], labels.repeat(args.query)
         yield Episode(*(device.send(array) for array in arrays))
@@ -93,7 +113,10 @@ def run(args):
     """Two dicts, training and test: {part: list of seconds, one for each episode}, the whole under `episode`."""
     device = chainer.get_device('@numpy' if args.gpu < 0 else '@cupy:%d' % args.gpu)
     device.use()
-    model = metanet.MetaNet(metanet.CNN(), metanet.CNN(activation=None), ways=[args.way])
+    if args.model == 'full':
+        model = metanet.MetaNet(metanet.CNN(), metanet.CNN(activation=None), ways=[args.way])
+    else:
+        model = train_mini_imagenet.build(args.model, MODELS[args.model]['size'], [args.way])
     model.initialize_uniform(0)
     model.to_device(device)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
@@ -145,9 +168,9 @@ def product_rate(n=2048):
 
 def report(args, model, times):
     rate = product_rate()
-    counts = multiply_adds(model, args.way, args.shot, args.query)
-    print('%d-way %d-shot, %d query images a class, %d episodes; a matrix product of the CPU: %.0f GFLOP/s; %d threads'
-          % (args.way, args.shot, args.query, args.repeats, rate, functions.THREADS))
+    counts = multiply_adds(args, model)
+    print('%s model, %d-way %d-shot, %d query images a class, %d episodes; a matrix product of the CPU: %.0f GFLOP/s; '
+          '%d threads' % (args.model, args.way, args.shot, args.query, args.repeats, rate, functions.THREADS))
     for title, parts in zip(('train', 'test'), times):
         print('\n%-16s %8s %8s %8s' % (title, 'median', 'min', 'GFLOP/s'))
         for part in list(counts) + ['update', 'episode']:
@@ -183,12 +206,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--way', type=int, default=5)
     parser.add_argument('--shot', type=int, default=1)
-    parser.add_argument('--query', type=int, default=10, help='query images a class')
+    parser.add_argument('--query', type=int, help='query images a class: 10, of mini-ImageNet 15')
+    parser.add_argument('--model', choices=MODELS, default='full', help="the paper's, of Omniglot or mini-ImageNet")
     parser.add_argument('--repeats', type=int, default=7, help='episodes to time')
     parser.add_argument('--gpu', type=int, default=-1, help='-1 for the CPU')
     parser.add_argument('--peer', metavar='FILE', help='a script to race; PEER_PYTHON names its interpreter')
     parser.add_argument('--rounds', type=int, default=3, help='turns each takes in a race')
     args = parser.parse_args()
+    args.query = args.query or MODELS[args.model]['query']
     model, times = run(args)
     report(args, model, times)
     if args.peer:
