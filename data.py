@@ -18,7 +18,7 @@ import zipfile
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 OMNIGLOT_URL = 'https://github.com/brendenlake/omniglot/raw/master/python/'
@@ -244,8 +244,25 @@ def _read_zip(path):
 def _decode(png):
     """Black ink on white paper, 105x105, to uint8 (28, 28) where 255 is ink."""
     with Image.open(io.BytesIO(png)) as image:
-        small = image.convert('L').resize((SIZE, SIZE), Image.Resampling.BOX)
-    return 255 - np.asarray(small)
+        return _shrink(image.convert('L'))
+
+
+def _shrink(image):
+    return 255 - np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
+
+
+def read_character(path):
+    """Read an image of dark strokes on light paper, a drawing or a scan, as Omniglot's are read.
+
+    It is padded with paper to a square and its contrast stretched. Returns uint8 (28, 28), where 255 is ink and 0 is
+    paper. Raises ValueError, with the file's name, if it is not an image.
+    """
+    try:
+        with Image.open(path) as image:
+            grey = ImageOps.autocontrast(image.convert('L'))
+    except OSError as error:
+        raise ValueError(f'{path} cannot be read as an image ({error}): remove it, or save it as PNG') from error
+    return _shrink(ImageOps.pad(grey, (max(grey.size),) * 2, color=255))
 
 
 def _split_classes(background, evaluation, split):

@@ -11,7 +11,6 @@ import training  # first: it readies Chainer for today's NumPy
 
 import os
 
-import chainer
 import numpy as np
 
 import data
@@ -76,14 +75,11 @@ def main():
 
     np.random.seed(seed)
     metanet = build(model, image_size, (n_outputs_train, n_outputs_test))
-    if initialisation == 'uniform':
-        metanet.initialize_uniform(seed)
-    metanet.to_device(device)
-    optimizer = chainer.optimizers.Adam(alpha).setup(metanet)
-    optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(clip))
+    optimizer = training.set_up(metanet, settings, device)
 
     dev, test = ('%s/%d-way' % (part, n_outputs_test) for part in ('dev', 'test'))
-    best = training.Best(metanet, os.path.join(out, 'best.npz'), dev + '/accuracy', test, test_sampler, n_test_episodes)
+    best = training.Best(metanet, settings, os.path.join(out, 'best.npz'), dev + '/accuracy', test, test_sampler,
+                         n_test_episodes)
     tasks = [training.Tasks(metanet, {dev: dev_sampler}, n_dev_episodes, same=True), best]
     training.train(metanet, optimizer, train_sampler, tasks + training.decay(optimizer, settings), settings, source)
 

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import time
+import zipfile
 
 import chainer_compat  # noqa: F401  (before Chainer)
 import chainer
@@ -238,6 +239,7 @@ class Best(training.Extension):
 
     Args:
         model: `MetaNet`.
+        settings: dict of the script's settings, saved with the model.
         path: the npz to save the best model to.
         watched: name of the reported dev accuracy.
         name: name of the test tasks, such as test/5-way.
@@ -249,8 +251,9 @@ class Best(training.Extension):
     priority = training.PRIORITY_WRITER - 1  # after the dev tasks
     default_name = 'best'
 
-    def __init__(self, model, path, watched, name, sampler, n_episodes):
+    def __init__(self, model, settings, path, watched, name, sampler, n_episodes):
         self.model = model
+        self.settings = settings
         self.path = path
         self.watched = watched
         self.name = name
@@ -262,7 +265,7 @@ class Best(training.Extension):
     def __call__(self, trainer):
         dev = 100 * trainer.observation[self.watched]
         if dev > self.test_result[1]:
-            save_model(self.path, self.model)
+            save_model(self.path, self.model, self.settings)
             self.sampler.set_state(self.start)
             results = test(self.model, self.sampler, self.n_episodes)
             chainer.report(dict(zip((self.name + '/loss', self.name + '/accuracy'), results.mean(axis=0))))
@@ -270,6 +273,25 @@ class Best(training.Extension):
 
     def serialize(self, serializer):
         self.test_result[...] = serializer('test_result', self.test_result)
+
+
+def set_up(model, settings, device):
+    """Gives the model its initial weights and sends it to the device.
+
+    Args:
+        model: `MetaNet`.
+        settings: dict of the script's settings; of these `initialisation`, `seed`, `alpha` and `clip` are used here.
+        device: Chainer device.
+
+    Returns:
+        Adam, set up with the model, that clips the gradient's norm.
+    """
+    if settings['initialisation'] == 'uniform':
+        model.initialize_uniform(settings['seed'])
+    model.to_device(device)
+    optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
+    optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(settings['clip']))
+    return optimizer
 
 
 def decay(optimizer, settings):
@@ -397,18 +419,50 @@ def train(model, optimizer, sampler, extras, settings, source):
     if updater.epoch < settings['n_epoch']:
         snapshot(trainer)
         sys.exit('\nStopped after %d episodes; the same command goes on from there.' % updater.iteration)
-    save_model(os.path.join(out, 'model.npz'), model)
+    save_model(os.path.join(out, 'model.npz'), model, settings)
 
 
-def save_model(path, model):
-    """Writes the model's parameters to an npz, which is whole or not there at all."""
+def save_model(path, model, settings):
+    """Writes the model's parameters and the settings of its training to an npz, which is whole or not there at all."""
+    serializer = chainer.serializers.DictionarySerializer()
+    serializer.save(model)
     with replacing(path) as file:
-        chainer.serializers.save_npz(file, model)
+        np.savez(file, settings=json.dumps(settings), **serializer.target)
+
+
+def load_model(path, build):
+    """A model saved by `save_model`.
+
+    Args:
+        path: the npz.
+        build: a function of the settings, a dict, that returns the untrained model. Softmax layers that it has and the
+            file has not are *inserted*: they keep the paper's uniform initial weights.
+
+    Returns:
+        The model, on the CPU, and the settings of its training.
+
+    Raises:
+        ValueError: the file is not such an npz, or does not fit the model.
+        OSError: it cannot be read.
+    """
+    try:
+        with np.load(path) as file:
+            settings = json.loads(str(file['settings']))
+            model = build(settings)
+            model.initialize_uniform(settings['seed'])
+            missing = [name for name, _ in model.namedparams() if name[1:] not in file and '/softmax' not in name]
+            if missing:
+                raise ValueError('it lacks %s' % ', '.join(missing))
+            chainer.serializers.NpzDeserializer(file, strict=False).load(model)
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError('%s is not a model that this script has trained (%s): give the model.npz of a finished run'
+                         % (path, error)) from error
+    return model, settings
 
 
 # Settings that a continued run may change: where it runs, its final test, and how long it runs unless the learning rate
 # depends on that.
-CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes'
+CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate'
 
 
 def _claim(out, settings, source):
@@ -479,14 +533,13 @@ def pixel_accuracy(sampler, n_episodes):
     return accuracies
 
 
-def final_test(model, samplers, n_episodes, out, label, paper):
-    """Tests each way on many episodes; prints its line and writes all to `final_test.csv`.
+def final_test(model, samplers, n_episodes, label, paper):
+    """Tests each way on many episodes, prints its line, and returns the rows for `write_results`.
 
     Args:
         model: `MetaNet`.
         samplers: {way: `data.EpisodeSampler`}.
         n_episodes: episodes of each way.
-        out: folder for `final_test.csv`.
         label: what was tested on what, for every line.
         paper: {way: the paper's accuracy in %}, for the ways that it has.
     """
@@ -496,7 +549,7 @@ def final_test(model, samplers, n_episodes, out, label, paper):
         result = interval(100 * test(model, sampler, n_episodes, '%d-way test' % way)[:, 1])
         sampler.set_state(start)
         rows.append(result_row(label, sampler, n_episodes, result, paper.get(way)))
-    write_results(out, rows)
+    return rows
 
 
 def result_row(label, sampler, n_episodes, result, paper):
@@ -512,7 +565,7 @@ def result_row(label, sampler, n_episodes, result, paper):
     pixels = interval(100 * pixel_accuracy(sampler, n_episodes))
     print('%s, %d-way %d-shot: %.2f +- %.2f %% on %d test episodes; nearest neighbour on pixels %.2f +- %.2f %%; '
           'the paper %s' % (label, sampler.way, sampler.shot, *result, n_episodes, *pixels,
-             'has no such number' if paper is None else '%s %%' % paper), flush=True)
+                            'has no such number' if paper is None else '%s %%' % paper), flush=True)
     return {'model': label, 'way': sampler.way, 'shot': sampler.shot, 'episodes': n_episodes,
             'accuracy': round(result[0], 2), 'interval': round(result[1], 2),
             'pixels': round(pixels[0], 2), 'pixels_interval': round(pixels[1], 2), 'paper': paper}

@@ -91,8 +91,8 @@ def multiply_adds(args, model):
     coordinates = [sum(layer.W.size for layer in network.fast_layers(args.way)) for network in networks.values()]
     parts = {'embed gradients': support * (slow[0] + 3 * fast[0]), 'd': coordinates[0] * lstm,
              'embed': (support + queries) * (slow[0] + 2 * fast[0]),
-             'base gradients': support * (slow[1] + 3 * fast[1]), 'm': support * coordinates[1] * mlp, 'reading': queries * support * coordinates[1],
-             'base': queries * (slow[1] + 2 * fast[1])}
+             'base gradients': support * (slow[1] + 3 * fast[1]), 'm': support * coordinates[1] * mlp,
+             'reading': queries * support * coordinates[1], 'base': queries * (slow[1] + 2 * fast[1])}
     # Two more products of the same size for each, one with respect to the inputs, one to the weights.
     parts['backward'] = 2 * sum(parts[name] for name in ('d', 'embed', 'm', 'reading', 'base'))
     return parts

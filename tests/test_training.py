@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import data
+import train_omniglot
 import training
 from metanet import CNN, MetaNet
 
@@ -165,9 +166,9 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch):
         return tested[-1]
 
     monkeypatch.setattr(training, 'test', fake)
-    best = training.Best(model, str(tmp_path / 'best.npz'), 'dev/3-way/accuracy', 'test/3-way', tests, 4)
-    tasks = [training.Tasks(model, {'dev/3-way': dev}, 2, same=True), best]
     settings = {'out': str(tmp_path), 'n_epoch': 3, 'n_episodes': 2}
+    best = training.Best(model, settings, str(tmp_path / 'best.npz'), 'dev/3-way/accuracy', 'test/3-way', tests, 4)
+    tasks = [training.Tasks(model, {'dev/3-way': dev}, 2, same=True), best]
     training.train(model, optimizer, data.EpisodeSampler(CLASSES, 3, 1, 2), tasks, settings, 'synthetic strokes')
     assert len(tested) == 2
     np.testing.assert_allclose(best.test_result, [6, 60, *training.interval(100 * tested[-1][:, 1])], rtol=1e-6)
@@ -217,7 +218,7 @@ def test_interval_covers_the_mean():
 def test_final_test_writes_what_it_prints(tmp_path, capsys):
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
     samplers = {3: data.EpisodeSampler(CLASSES, 3, 1, 2)}
-    training.final_test(model, samplers, 5, str(tmp_path), 'MetaNet on synthetic', {3: 99.0})
+    training.write_results(str(tmp_path), training.final_test(model, samplers, 5, 'MetaNet on synthetic', {3: 99.0}))
     line = capsys.readouterr().out
     with open(tmp_path / 'final_test.csv', newline='') as file:
         (row,) = csv.DictReader(file)
@@ -283,6 +284,65 @@ def test_script_runs_anywhere_and_says_that_it_is_not_omniglot(tmp_path):
     with open(tmp_path / 'here' / 'settings.json') as file:
         settings = json.load(file)
     assert settings['data'] == 'synthetic strokes' and settings['n_filters'] == 4
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """The folder in which train_omniglot.py has made `here/model.npz`, and what it printed."""
+    folder = tmp_path_factory.mktemp('trained')
+    done = script(folder, '--n_epoch', '1', '--n_episodes', '1', '--n_test_episodes', '1', '--n_final_episodes', '3',
+                  '--n_filters', '4', '--out', 'here')
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_evaluate_repeats_the_final_test(trained):
+    folder, printed = trained
+    before = sorted(os.listdir(folder / 'here'))
+    # The file knows the model: its number of filters need not be given again.
+    done = script(folder, '--evaluate', 'here/model.npz', '--n_outputs_test', '5,7', '--n_final_episodes', '3')
+    assert done.returncode == 0, done.stderr
+    same_way, inserted = done.stdout.splitlines()
+    assert same_way == printed.splitlines()[-1] and '7-way 1-shot' in inserted
+    assert sorted(os.listdir(folder / 'here')) == before
+
+
+def test_inserted_softmax_layers_are_the_same_each_time(trained):
+    path = str(trained[0] / 'here' / 'model.npz')
+    model, settings = train_omniglot.load(path, [9])
+    again, _ = train_omniglot.load(path, [9])
+    assert settings['n_filters'] == 4 and same(model, again)
+    assert 0 < abs(model.base.softmax9.W.array).max() < 0.1
+
+
+@pytest.mark.parametrize('damage, message', [
+    (lambda path: path.write_bytes(b'no npz'), 'is not a model that this script has trained'),
+    (lambda path: np.savez(path, a=1), "'settings is not a file in the archive'"),
+    (lambda path: np.savez(path, settings='{"seed": 0}'), "('n_filters')"),
+    (lambda path: path.unlink(missing_ok=True), 'No such file'),
+])
+def test_evaluate_refuses_what_is_no_model(tmp_path, damage, message):
+    damage(tmp_path / 'model.npz')
+    done = script(tmp_path, '--evaluate', 'model.npz')
+    assert done.returncode == 1 and message in done.stderr and 'Traceback' not in done.stderr
+
+
+def test_a_model_that_lacks_a_part_is_refused(trained, tmp_path):
+    with np.load(trained[0] / 'here' / 'model.npz') as file:
+        np.savez(tmp_path / 'model.npz', **{name: file[name] for name in file if name != 'm_fc/l2/b'})
+    with pytest.raises(ValueError, match='it lacks /m_fc/l2/b'):
+        train_omniglot.load(str(tmp_path / 'model.npz'), [5])
+
+
+def test_each_number_of_the_paper_is_for_its_own_setting():
+    settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5}
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {5: 98.95, 10: 96.4, 15: 93.6, 20: 93.07}
+    settings['n_outputs_train'] = 20
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot')[5] == 99.55
+    settings['split'] = 'standard'
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {20: 95.92}
+    assert train_omniglot.paper_accuracies(settings, 5, 'Omniglot') == {}
+    assert train_omniglot.paper_accuracies(settings, 1, 'synthetic strokes') == {}
 
 
 def test_a_terminal_has_a_progress_bar(tmp_path):
