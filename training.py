@@ -384,6 +384,11 @@ class _CtrlC:
         return self.n_epoch, 'epoch'
 
 
+# Settings that a continued run may change: where it runs, its final test, and how long it runs unless the learning rate
+# depends on that.
+CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate'
+
+
 def train(model, optimizer, sampler, extras, settings, source):
     """Trains to the last epoch, going on from the latest snapshot in the folder `settings['out']` if it has one.
 
@@ -423,11 +428,15 @@ def train(model, optimizer, sampler, extras, settings, source):
 
 
 def save_model(path, model, settings):
-    """Writes the model's parameters and the settings of its training to an npz, which is whole or not there at all."""
+    """Writes the model's parameters and the settings of its training to an npz, which is whole or not there at all.
+
+    What says where it was trained, such as paths, is left out: a model is to be handed on.
+    """
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(model)
+    kept = {name: value for name, value in settings.items() if name not in CHANGEABLE}
     with replacing(path) as file:
-        np.savez(file, settings=json.dumps(settings), **serializer.target)
+        np.savez(file, settings=json.dumps(kept), **serializer.target)
 
 
 def load_model(path, build):
@@ -458,11 +467,6 @@ def load_model(path, build):
         raise ValueError('%s is not a model that this script has trained (%s): give the model.npz of a finished run'
                          % (path, error)) from error
     return model, settings
-
-
-# Settings that a continued run may change: where it runs, its final test, and how long it runs unless the learning rate
-# depends on that.
-CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate'
 
 
 def _claim(out, settings, source):

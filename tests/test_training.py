@@ -312,6 +312,7 @@ def test_inserted_softmax_layers_are_the_same_each_time(trained):
     model, settings = train_omniglot.load(path, [9])
     again, _ = train_omniglot.load(path, [9])
     assert settings['n_filters'] == 4 and same(model, again)
+    assert not {'input_path', 'out', 'gpu'} & set(settings)  # a model is handed on without its maker's paths
     assert 0 < abs(model.base.softmax9.W.array).max() < 0.1
 
 

@@ -1,0 +1,70 @@
+"""Classifies images of characters by a few examples of each, with a model that train_omniglot.py has trained.
+
+    python classify.py assets/omniglot_5way.npz FOLDER
+
+FOLDER/support/CLASS/ holds the examples, as many images of each class, and FOLDER/query/ the images to classify: dark
+strokes on light paper, of any size. Prints a line for each: the file, its class, and the class's probability.
+"""
+import training  # first: it readies Chainer for today's NumPy
+
+import argparse
+import os
+
+import chainer
+import chainer.functions as F
+import numpy as np
+
+import data
+from train_omniglot import load
+
+
+def read_folder(folder):
+    """Paths of the files in a folder, by name; hidden ones are left out.
+
+    Raises:
+        ValueError: there are none.
+        OSError: it is no folder.
+    """
+    names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+    if not names:
+        raise ValueError('%s is empty: put the images there' % folder)
+    return [os.path.join(folder, name) for name in names]
+
+
+def read_images(paths):
+    """Files -> float32 (n, 1, 28, 28) in [0, 1], 1 for ink."""
+    return np.stack([data.read_character(path) for path in paths])[:, None] / np.float32(255)
+
+
+def probabilities(model, support_x, support_y, query_x):
+    """Of each class for each query image, float32 (n_query, way)."""
+    with chainer.no_backprop_mode(), chainer.using_config('train', False):
+        return F.softmax(model(support_x, support_y, query_x)).array
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('model', help='npz of a trained model')
+    parser.add_argument('folder', help='holds support/CLASS/ and query/')
+    args = parser.parse_args()
+    with training.plain_errors():
+        classes = read_folder(os.path.join(args.folder, 'support'))
+        if len(classes) < 2:
+            raise ValueError('%s holds one class: give examples of two or more' % os.path.dirname(classes[0]))
+        supports = [read_folder(name) for name in classes]
+        if len(set(map(len, supports))) > 1:
+            raise ValueError('the classes in %s have %s images: give as many of each, or the model prefers the largest'
+                             % (os.path.dirname(classes[0]), ', '.join(str(len(paths)) for paths in supports)))
+        examples = [(path, label) for label, paths in enumerate(supports) for path in paths]
+        # The task-level gradients are of groups of examples: as in training, each should see several classes.
+        examples = [examples[i] for i in np.random.RandomState(0).permutation(len(examples))]
+        support, labels = zip(*examples)
+        queries = read_folder(os.path.join(args.folder, 'query'))
+        support_x, query_x = read_images(support), read_images(queries)
+        model, _ = load(args.model, ways=[len(classes)])
+    for path, p in zip(queries, probabilities(model, support_x, np.array(labels, np.int32), query_x)):
+        print('%s: %s %.3f' % (os.path.basename(path), os.path.basename(classes[p.argmax()]), p.max()))
+
+
+if __name__ == '__main__':
+    main()
