@@ -276,6 +276,15 @@ def _split_classes(background, evaluation, split):
     return [{names[i]: classes[names[i]] for i in part} for part in (order[:middle], order[middle:end])]
 
 
+def turned(classes):
+    """Four classes of each: its square images turned by 0, 90, 180 and 270 degrees.
+
+    Takes a data set, a dict, and returns one with names such as 'name, 90 degrees'; the images are views of the given.
+    """
+    return {f'{name}, {90 * turns} degrees': np.rot90(images, turns, axes=(1, 2))
+            for name, images in classes.items() for turns in range(4)}
+
+
 def _print_banner(data_set, stand_in, reason, remedy):
     rule = '!' * 100
     print(f"""

@@ -31,6 +31,7 @@ n_queries = 15  # query images a class
 # training
 n_epoch = 20  # epochs to train
 n_episodes = 500  # training episodes of an epoch
+n_episodes_per_update = 1  # training episodes whose mean gradient makes an update
 n_dev_episodes = 400  # dev episodes after every epoch, the same each time
 n_test_episodes = 400  # test episodes whenever the dev accuracy is the best so far
 # model
@@ -60,8 +61,8 @@ def main():
     with training.plain_errors():
         training.choice('model', model, ('partial', 'partial, u'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
-        training.at_least_one(settings, 'n_epoch', 'n_episodes', 'n_dev_episodes', 'n_test_episodes', 'n_filters',
-                              'n_steps')
+        training.at_least_one(settings, 'n_epoch', 'n_dev_episodes', 'n_test_episodes', 'n_filters', 'n_steps')
+        training.whole_updates(settings)
         device = training.device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
         image_size = next(iter(train_classes.values())).shape[1]

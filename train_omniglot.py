@@ -29,9 +29,11 @@ nb_samples_per_class = 1  # shot: support images a class, training
 nb_samples_per_class_test = 1  # shot: support images a class, test
 n_queries = 10  # query images a class, training
 n_queries_test = 10  # query images a class, test
+rotations = 'episode'  # of training: 'episode': a class is turned anew in each; 'classes': its 4 turns are 4 classes
 # training
 n_epoch = 100  # epochs to train; a finished run goes on when this is raised
 n_episodes = 100  # training episodes of an epoch
+n_episodes_per_update = 1  # training episodes whose mean gradient makes an update
 n_test_episodes = 10  # test episodes of each way after every epoch
 n_final_episodes = 1000  # test episodes of each way at the end
 # model
@@ -98,8 +100,9 @@ def main():
     with training.plain_errors():
         training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
-        training.at_least_one(settings, 'n_epoch', 'n_episodes', 'n_test_episodes', 'n_final_episodes', 'n_filters',
-                              'n_steps')
+        training.choice('rotations', rotations, ('episode', 'classes'))
+        training.at_least_one(settings, 'n_epoch', 'n_test_episodes', 'n_final_episodes', 'n_filters', 'n_steps')
+        training.whole_updates(settings)
         ways = training.several('n_outputs_test', n_outputs_test)
         device = training.device(gpu)
         if evaluate:
@@ -112,8 +115,10 @@ def main():
             return data.EpisodeSampler(test_classes, way, nb_samples_per_class_test, n_queries_test,
                                        seed=(seed, kind, way), xp=device.xp)
 
-        sampler = data.EpisodeSampler(train_classes, n_outputs_train, nb_samples_per_class, n_queries, rotate=True,
-                                      seed=(seed, 0), xp=device.xp)
+        if rotations == 'classes':
+            train_classes = data.turned(train_classes)
+        sampler = data.EpisodeSampler(train_classes, n_outputs_train, nb_samples_per_class, n_queries,
+                                      rotate=rotations == 'episode', seed=(seed, 0), xp=device.xp)
         epoch_samplers = {'test/%d-way' % way: test_sampler(way, 1) for way in ways}
         final_samplers = {way: test_sampler(way, 2) for way in ways}
 

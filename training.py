@@ -105,6 +105,18 @@ def several(name, value):
     return values
 
 
+def whole_updates(settings):
+    """Refuses an `n_episodes_per_update` that doesn't divide the epoch.
+
+    Raises:
+        ValueError: with both settings.
+    """
+    at_least_one(settings, 'n_episodes', 'n_episodes_per_update')
+    if settings['n_episodes'] % settings['n_episodes_per_update']:
+        raise ValueError('n_episodes = %(n_episodes)d is not a multiple of n_episodes_per_update = '
+                         '%(n_episodes_per_update)d: change one of them' % settings)
+
+
 @contextlib.contextmanager
 def plain_errors():
     """Ends the program with the message alone where settings or data are at fault."""
@@ -137,20 +149,24 @@ def device(gpu):
 
 
 class EpisodeUpdater(training.Updater):
-    """One update for each episode of the sampler; reports `main/loss`, `main/accuracy` and `seconds`.
+    """Learns from the sampler's episodes; reports `main/loss`, `main/accuracy` and `seconds`, all of an episode.
+
+    Its `iteration` counts episodes.
 
     Args:
         model: `MetaNet`, or a link with such a `loss`.
         optimizer: set up with the model.
         sampler: `data.EpisodeSampler` of training episodes.
         epoch_size: training episodes to an epoch.
+        n_averaged: episodes whose mean gradient makes an update; `epoch_size` is a multiple of it.
     """
 
-    def __init__(self, model, optimizer, sampler, epoch_size):
+    def __init__(self, model, optimizer, sampler, epoch_size, n_averaged=1):
         self.model = model
         self.optimizer = optimizer
         self.sampler = sampler
         self.epoch_size = epoch_size
+        self.n_averaged = n_averaged
         self.iteration = 0
 
     @property
@@ -163,7 +179,7 @@ class EpisodeUpdater(training.Updater):
 
     @property
     def previous_epoch_detail(self):
-        return (self.iteration - 1) / self.epoch_size
+        return (self.iteration - self.n_averaged) / self.epoch_size
 
     @property
     def is_new_epoch(self):
@@ -180,12 +196,18 @@ class EpisodeUpdater(training.Updater):
 
     def update(self):
         start = time.perf_counter()
-        loss = self.model.loss(self.sampler.sample())
+        summary = chainer.DictSummary()
         self.model.cleargrads()
-        loss.backward()
+        for _ in range(self.n_averaged):
+            observation = {}
+            with chainer.report_scope(observation):
+                loss = self.model.loss(self.sampler.sample())
+            summary.add(observation)
+            (loss / self.n_averaged).backward()
         self.optimizer.update()
-        self.iteration += 1
-        chainer.report({'seconds': time.perf_counter() - start})
+        self.iteration += self.n_averaged
+        chainer.report(summary.compute_mean())
+        chainer.report({'seconds': (time.perf_counter() - start) / self.n_averaged})
 
     def serialize(self, serializer):
         self.iteration = serializer('iteration', self.iteration)
@@ -298,8 +320,9 @@ def decay(optimizer, settings):
     """A list of the extension, if any, by which Adam's learning rate falls to 0 over the last `n_decay` epochs."""
     if not settings['n_decay']:
         return []
-    stop = settings['n_epoch'] * settings['n_episodes']
-    start = max(0, stop - settings['n_decay'] * settings['n_episodes'])
+    updates = settings['n_episodes'] // settings['n_episodes_per_update']  # in an epoch
+    stop = settings['n_epoch'] * updates
+    start = max(0, stop - settings['n_decay'] * updates)
     return [extensions.LinearShift('alpha', (optimizer.alpha, 0.0), (start, stop), optimizer)]
 
 
@@ -399,14 +422,15 @@ def train(model, optimizer, sampler, extras, settings, source):
         optimizer: set up with the model.
         sampler: `data.EpisodeSampler` of training episodes.
         extras: list of Trainer extensions: `Tasks`, `Best`, a `decay`.
-        settings: dict of the script's settings; of these `out`, `n_epoch` and `n_episodes` are used here.
+        settings: dict of the script's settings; of these `out`, `n_epoch`, `n_episodes` and `n_episodes_per_update`
+            are used here.
         source: name of the data, for every line.
 
     Raises:
         SystemExit: the folder holds a run with other settings, or Ctrl-C was pressed.
     """
     out = settings['out']
-    updater = EpisodeUpdater(model, optimizer, sampler, settings['n_episodes'])
+    updater = EpisodeUpdater(model, optimizer, sampler, settings['n_episodes'], settings['n_episodes_per_update'])
     with plain_errors():
         _claim(out, settings, source)
     with _CtrlC(settings['n_epoch']) as stop:

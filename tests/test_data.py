@@ -143,6 +143,21 @@ def test_rotation_is_shared_by_the_images_of_a_class_and_differs_between_classes
     assert any(len(set(turns)) > 1 for turns in all_turns)
 
 
+def test_four_turns_make_four_classes():
+    classes = data.synthetic_strokes(2)
+    turned = data.turned(classes)
+    assert len(turned) == 8
+    for name, images in classes.items():
+        quarter = turned[name + ', 90 degrees']
+        np.testing.assert_array_equal(turned[name + ', 0 degrees'], images)
+        np.testing.assert_array_equal(quarter[:, 0, :], images[:, :, -1])  # the right edge has come to the top
+        np.testing.assert_array_equal(quarter[3], np.rot90(images[3]))
+        np.testing.assert_array_equal(turned[name + ', 270 degrees'], images.transpose(0, 2, 1)[:, :, ::-1])
+    # An episode may hold several turns of one character, as classes of their own.
+    episode = data.EpisodeSampler(turned, 8, 1, 1).sample()
+    assert sorted(episode.support_y.tolist()) == list(range(8))
+
+
 def test_images_stay_upright_without_rotation():
     sampler = data.EpisodeSampler(marked_classes(), way=4, shot=1, n_query=5)
     assert all((sampler.sample().query_x[:, 0, 0, 0] > 0).all() for _ in range(20))

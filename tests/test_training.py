@@ -37,7 +37,8 @@ class StopAt(data.EpisodeSampler):
 
 def run(out, n_epoch, stop_at=-1, **changes):
     """Trains a small model on synthetic strokes; returns it."""
-    settings = dict({'out': str(out), 'n_epoch': n_epoch, 'n_episodes': 3, 'alpha': 1e-3, 'n_decay': 0}, **changes)
+    settings = dict({'out': str(out), 'n_epoch': n_epoch, 'n_episodes': 3, 'n_episodes_per_update': 1, 'alpha': 1e-3,
+                     'n_decay': 0}, **changes)
     np.random.seed(0)
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
     optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
@@ -123,9 +124,48 @@ def test_a_decaying_run_goes_on_bit_for_bit_and_has_a_fixed_length(tmp_path, str
         run(tmp_path / 'stopped', 4, n_decay=2)
 
 
+def test_several_episodes_make_an_update_with_their_mean_gradient():
+    def learn(episodes, n_averaged):
+        np.random.seed(0)
+        model = MetaNet(CNN(4), CNN(4, activation=None), [3])
+        optimizer = chainer.optimizers.SGD(1).setup(model)
+        episodes = iter(episodes)
+        sampler = data.EpisodeSampler(CLASSES, 3, 1, 2)
+        sampler.sample = lambda: next(episodes)
+        updater = training.EpisodeUpdater(model, optimizer, sampler, 4, n_averaged)
+        observation, reporter = {}, chainer.Reporter()
+        reporter.add_observer('main', model)
+        with reporter.scope(observation):
+            updater.update()
+        gradients = [param.grad for param in model.params() if param.grad is not None]
+        return updater, float(observation['main/loss']), gradients
+
+    sampler = data.EpisodeSampler(CLASSES, 3, 1, 2, seed=5)
+    first, second = sampler.sample(), sampler.sample()
+    _, loss_1, gradients_1 = learn([first], 1)
+    _, loss_2, gradients_2 = learn([second], 1)
+    updater, loss, gradients = learn([first, second], 2)
+    assert loss == pytest.approx((loss_1 + loss_2) / 2, rel=1e-5)
+    for both, a, b in zip(gradients, gradients_1, gradients_2):
+        np.testing.assert_allclose(both, (a + b) / 2, atol=1e-5 * abs(both).max())
+    assert (updater.iteration, updater.previous_epoch_detail, updater.is_new_epoch) == (2, 0, False)
+
+
+def test_averaged_runs_log_and_decay_by_episodes(tmp_path):
+    run(tmp_path, 2, n_episodes=4, n_episodes_per_update=2, n_decay=2)
+    assert [row['iteration'] for row in rows(tmp_path)] == ['4', '8']
+    optimizer = chainer.optimizers.Adam(1e-3)
+    (shift,) = training.decay(optimizer, {'n_epoch': 4, 'n_episodes': 6, 'n_episodes_per_update': 3, 'n_decay': 1})
+    rates = []
+    for _ in range(8):  # updates
+        shift(None)
+        rates.append(optimizer.alpha)
+    np.testing.assert_allclose(rates, [1e-3] * 6 + [5e-4, 0], atol=1e-12)
+
+
 def test_decay_ends_at_zero():
     optimizer = chainer.optimizers.Adam(1e-3)
-    (shift,) = training.decay(optimizer, {'n_epoch': 4, 'n_episodes': 5, 'n_decay': 2})
+    (shift,) = training.decay(optimizer, {'n_epoch': 4, 'n_episodes': 5, 'n_decay': 2, 'n_episodes_per_update': 1})
     rates = []
     for _ in range(20):
         shift(None)
@@ -166,7 +206,7 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch):
         return tested[-1]
 
     monkeypatch.setattr(training, 'test', fake)
-    settings = {'out': str(tmp_path), 'n_epoch': 3, 'n_episodes': 2}
+    settings = {'out': str(tmp_path), 'n_epoch': 3, 'n_episodes': 2, 'n_episodes_per_update': 1}
     best = training.Best(model, settings, str(tmp_path / 'best.npz'), 'dev/3-way/accuracy', 'test/3-way', tests, 4)
     tasks = [training.Tasks(model, {'dev/3-way': dev}, 2, same=True), best]
     training.train(model, optimizer, data.EpisodeSampler(CLASSES, 3, 1, 2), tasks, settings, 'synthetic strokes')
@@ -385,6 +425,8 @@ def test_the_seed_decides_all(tmp_path, initialisation):
     (['--split', 'mine'], "unknown split 'mine'"),
     (['--n_outputs_test', '5,1'], 'way is 1, but must be at least 2'),
     (['--nb_samples_per_class', '15'], 'shot + n_query = 25'),
+    (['--rotations', 'none'], "rotations = 'none': choose among 'episode', 'classes'"),
+    (['--n_episodes_per_update', '3'], 'n_episodes = 100 is not a multiple of n_episodes_per_update = 3'),
     (['--n_epoch', '0'], 'n_epoch = 0: must be at least 1'),
     (['--gpu', '99'], 'gpu = 99 cannot be used'),
 ])
