@@ -52,7 +52,8 @@ def _in_parts(work, blocks):
         helpers = [_pool.submit(take) for _ in range(min(THREADS, len(runs)) - 1)]
         take()
         for helper in helpers:
-            helper.result()
+            if not helper.cancel():  # one that hasn't begun isn't needed any more
+                helper.result()
     return results
 
 
@@ -740,55 +741,69 @@ class _MLP(_Coordinatewise):
 
 
 class _LSTM(_Coordinatewise):
-    """Chainer's LSTM: the rows of its weights are the gates a, i, f, o of the first unit, then of the second, ..."""
+    """Chainer's LSTM: the rows of its weights are the gates a, i, f, o of the first unit, then of the second, ...
+
+    2 sigmoid(x) = 1 + tanh(x / 2): one tanh serves all four gates, and where a sigmoid is due, its double is kept. The
+    halves that this calls for are in the weights, but for the cell's.
+    """
 
     chunk = 512
+    order = numpy.array([0, 1, 3, 2])  # of the gates in here: the first step, without a past, does without the last
 
     def pack(self, W, b, V, W_out, b_out):
         xp = cuda.get_array_module(W)
         units = V.shape[1]
         # Gate by gate, so that a gate's units are neighbours in memory.
-        weight = xp.concatenate((W, b[:, None], V), axis=1).reshape(units, 4, -1).swapaxes(0, 1).reshape(4 * units, -1)
-        return weight, xp.concatenate((b_out[:, None], W_out), axis=1)
+        weight = xp.concatenate((W, b[:, None], V), axis=1).reshape(units, 4, -1)[:, self.order].swapaxes(0, 1)
+        return self._halve(weight.reshape(4 * units, -1), xp.concatenate((b_out[:, None], W_out), axis=1))
 
     def unpack(self, g_weight, g_out):
         units = len(g_weight) // 4
-        g_weight = g_weight.reshape(4, units, -1).swapaxes(0, 1).reshape(4 * units, -1)
+        g_weight, g_out = self._halve(g_weight, g_out)
+        # This order of gates is its own inverse.
+        g_weight = g_weight.reshape(4, units, -1)[self.order].swapaxes(0, 1).reshape(4 * units, -1)
         return g_weight[:, :2], g_weight[:, 2], g_weight[:, 3:], g_out[:, 1:], g_out[:, 0]
 
     @staticmethod
-    def _seen(t):
-        """Rows of `inputs` that matter at a step: before the first there is no hidden state."""
-        return slice(None if t else 3)
+    def _halve(weight, out):
+        """In place, where sigmoids are computed, and where the double of a hidden state is met."""
+        units = len(weight) // 4
+        weight[units:] *= 0.5
+        weight[:, 3:] *= 0.5
+        out[:, 1:] *= 0.5
+        return weight, out
+
+    @staticmethod
+    def _seen(t, units):
+        """Rows of the gates and of `inputs` that matter at a step: before the first there is no state to keep."""
+        return slice(None if t else 3 * units), slice(None if t else 3)
 
     def activations(self, gradients, parameters, keep):
         xp = cuda.get_array_module(gradients)
         (steps, chunks, _, width), units = gradients.shape, len(parameters[0]) // 4
-        # sigmoid(x) = tanh(x / 2) / 2 + 1/2: one tanh serves all four gates.
-        weight = parameters[0].copy()
-        weight[units:] *= 0.5
-        # Rows 0 and 1: the preprocessed gradient; row 2: 1 for the bias; from row 3: the hidden state before the step.
+        # Rows 0 and 1: the preprocessed gradient; row 2: 1 for the bias; from row 3: twice the hidden state before.
         inputs = _scratch('inputs', (steps + 1, chunks, 3 + units, width), gradients)
         inputs[:-1, :, :1], inputs[:-1, :, 1:2] = preprocess(gradients)
         inputs[:, :, 2] = 1
         kept = steps if keep else 1
         gates = _scratch('gates', (kept, chunks, 4, units, width), gradients)
-        tanh_cells = _scratch('tanh_cells', (kept, chunks, units, width), gradients)
-        cells = _scratch('cells', (steps, chunks, units, width), gradients)
-        product = _scratch('product', (chunks, units, width), gradients)
+        cells = _scratch('cells', (kept, chunks, units, width), gradients)
+        tanh_cells = _scratch('tanh_cells', (kept if keep else 0, chunks, units, width), gradients)
         for t in range(steps):
-            gate, tanh_cell = gates[t % kept], tanh_cells[t % kept]
-            flat = gate.reshape(chunks, 4 * units, width)
-            _matmul(weight[:, self._seen(t)], inputs[t, :, self._seen(t)], flat)
+            gate, cell = gates[t % kept], cells[t % kept]
+            rows, columns = self._seen(t, units)
+            flat = gate.reshape(chunks, 4 * units, width)[:, rows]
+            _matmul(parameters[0][rows, columns], inputs[t, :, columns], flat)
             xp.tanh(flat, out=flat)
-            sigmoids = gate[:, 1:]
-            sigmoids *= 0.5
-            sigmoids += 0.5
-            a, i, f, o = gate.swapaxes(0, 1)
-            cell = xp.multiply(a, i, out=cells[t])
-            if t:
-                cell += xp.multiply(f, cells[t - 1], out=product)
-            xp.tanh(cell, out=tanh_cell)
+            sigmoids = flat[:, units:]
+            sigmoids += 1
+            a, i, o, f = gate.swapaxes(0, 1)
+            # What is not kept may take the place of what is not needed any more: the less there is, the more is cached.
+            past = xp.multiply(f, cells[(t - 1) % kept], out=tanh_cells[t] if keep else f) if t else 0
+            xp.multiply(a, i, out=cell)
+            cell += past
+            cell *= 0.5
+            tanh_cell = xp.tanh(cell, out=tanh_cells[t] if keep else i)
             xp.multiply(o, tanh_cell, out=inputs[t + 1, :, 3:])
         return inputs, gates, cells, tanh_cells
 
@@ -807,29 +822,30 @@ class _LSTM(_Coordinatewise):
         g_cell = _scratch('g_cell', (chunks, units, width), gy)
         g_cell.fill(0)
         g_gates = _scratch('g_gates', (chunks, 4, units, width), gy)
-        products = _scratch('products', (chunks, 3, units, width), gy)
-        flat, product = g_gates.reshape(chunks, 4 * units, width), products[:, 0]
-        g_a, g_i, g_f, g_o = g_gates.swapaxes(0, 1)
-        g_sigmoids = g_gates[:, 1:]
+        products = _scratch('products', (chunks, 3 * units, width), gy)
+        product = products[:, :units]
+        g_a, g_i, g_o, g_f = g_gates.swapaxes(0, 1)
         for t in reversed(range(steps)):
-            a, i, f, o = gates[t].swapaxes(0, 1)
+            rows, columns = self._seen(t, units)
+            flat, flat_gates = (x.reshape(chunks, 4 * units, width)[:, rows] for x in (g_gates, gates[t]))
+            a, i, o, f = gates[t].swapaxes(0, 1)
             # hidden = o tanh(cell)
             g_hidden *= o
             xp.multiply(g_hidden, tanh_cells[t], out=g_o)
             g_cell += g_hidden
             g_cell -= xp.multiply(g_o, tanh_cells[t], out=product)
-            # cell = a i + f cell
+            # cell = (a i + f cell) / 2
+            g_cell *= 0.5
             xp.multiply(g_cell, i, out=g_a)
             xp.multiply(g_a, a, out=g_i)
             g_a -= xp.multiply(g_i, a, out=product)
-            g_cell *= f
             if t:
+                g_cell *= f
                 xp.multiply(g_cell, cells[t - 1], out=g_f)
-            else:
-                g_f.fill(0)
-            # So far g_i, g_f, g_o have their own gate as a factor; sigmoid' = s (1 - s).
-            g_sigmoids -= xp.multiply(g_sigmoids, gates[t, :, 1:], out=products)
-            g_weight[:, :, self._seen(t)] += xp.matmul(flat, inputs[t, :, self._seen(t)].swapaxes(1, 2))
+            # So far g_i, g_f, g_o have their own gate as a factor; for s = 1 + tanh(z), ds/dz = s (2 - s).
+            g_sigmoids = flat[:, units:]
+            g_sigmoids *= xp.subtract(2, flat_gates[:, units:], out=products[:, :g_sigmoids.shape[1]])
+            g_weight[:, rows, columns] += xp.matmul(flat, inputs[t, :, columns].swapaxes(1, 2))
             if t:
                 _matmul(weight[:, 3:].T, flat, g_hidden)
         return [g_weight, g_out]
