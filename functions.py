@@ -748,7 +748,7 @@ class _LSTM(_Coordinatewise):
     """
 
     chunk = 512
-    order = numpy.array([0, 1, 3, 2])  # of the gates in here: the first step, without a past, does without the last
+    order = [0, 1, 3, 2]  # of the gates in here: the first step, without a past, does without the last
 
     def pack(self, W, b, V, W_out, b_out):
         xp = cuda.get_array_module(W)
