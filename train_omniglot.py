@@ -19,6 +19,7 @@ input_path = 'data/omniglot'  # folder of images_background.zip and images_evalu
 split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964, 659; 'dev': 1100, 100 of the 1200
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
 evaluate = ''  # npz of a trained model: tests it, on the test classes of its own split, and trains nothing
+inserted_scale = 0.1  # with evaluate: softmax layers that training hasn't seen are uniform in [-0.1, 0.1), the paper
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -68,12 +69,13 @@ def build(settings, ways):
                    task_level=settings['variant'] == 'MetaNet', centred=settings['centred'])
 
 
-def load(path, ways):
+def load(path, ways, inserted_scale=0.1):
     """A trained model from its npz.
 
     Args:
         path: `model.npz` of a finished run.
         ways: numbers of classes to tell apart; softmax layers that training hasn't seen are inserted.
+        inserted_scale: these are uniform in [-inserted_scale, inserted_scale); at 0.1 as all of the paper's weights.
 
     Returns:
         `MetaNet`, on the CPU, and the settings of its training, a dict.
@@ -82,7 +84,7 @@ def load(path, ways):
         ValueError: the file is not such an npz.
         OSError: it cannot be read.
     """
-    return training.load_model(path, lambda settings: build(settings, ways))
+    return training.load_model(path, lambda settings: build(settings, ways), inserted_scale)
 
 
 def paper_accuracies(settings, shot, source):
@@ -104,9 +106,11 @@ def main():
         training.at_least_one(settings, 'n_epoch', 'n_test_episodes', 'n_final_episodes', 'n_filters', 'n_steps')
         training.whole_updates(settings)
         ways = training.several('n_outputs_test', n_outputs_test)
+        if inserted_scale < 0:
+            raise ValueError('inserted_scale = %s: must be at least 0' % inserted_scale)
         device = training.device(gpu)
         if evaluate:
-            model, trained = load(evaluate, ways)
+            model, trained = load(evaluate, ways, inserted_scale)
             model.to_device(device)
             settings.update({name: trained[name] for name in ('split', 'variant', 'n_outputs_train')})
         train_classes, test_classes, source = data.omniglot(input_path, settings['split'])

@@ -409,7 +409,7 @@ class _CtrlC:
 
 # Settings that a continued run may change: where it runs, its final test, and how long it runs unless the learning rate
 # depends on that.
-CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate'
+CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate', 'inserted_scale'
 
 
 def train(model, optimizer, sampler, extras, settings, source):
@@ -463,13 +463,14 @@ def save_model(path, model, settings):
         np.savez(file, settings=json.dumps(kept), **serializer.target)
 
 
-def load_model(path, build):
+def load_model(path, build, inserted_scale):
     """A model saved by `save_model`.
 
     Args:
         path: the npz.
         build: a function of the settings, a dict, that returns the untrained model. Softmax layers that it has and the
-            file has not are *inserted*: they keep the paper's uniform initial weights.
+            file has not are *inserted*, untrained.
+        inserted_scale: inserted softmax layers are uniform in [-inserted_scale, inserted_scale).
 
     Returns:
         The model, on the CPU, and the settings of its training.
@@ -482,7 +483,7 @@ def load_model(path, build):
         with np.load(path) as file:
             settings = json.loads(str(file['settings']))
             model = build(settings)
-            model.initialize_uniform(settings['seed'])
+            model.initialize_uniform(settings['seed'], inserted_scale)
             missing = [name for name, _ in model.namedparams() if name[1:] not in file and '/softmax' not in name]
             if missing:
                 raise ValueError('it lacks %s' % ', '.join(missing))

@@ -353,7 +353,10 @@ def test_inserted_softmax_layers_are_the_same_each_time(trained):
     again, _ = train_omniglot.load(path, [9])
     assert settings['n_filters'] == 4 and same(model, again)
     assert not {'input_path', 'out', 'gpu'} & set(settings)  # a model is handed on without its maker's paths
-    assert 0 < abs(model.base.softmax9.W.array).max() < 0.1
+    assert 0.09 < abs(model.base.softmax9.W.array).max() < 0.1
+    quieter, _ = train_omniglot.load(path, [9], inserted_scale=0.03)
+    np.testing.assert_allclose(quieter.base.softmax9.W.array, 0.3 * model.base.softmax9.W.array, rtol=1e-5)
+    assert (quieter.base.fc1.W.array == model.base.fc1.W.array).all()
 
 
 @pytest.mark.parametrize('damage, message', [
@@ -428,6 +431,7 @@ def test_the_seed_decides_all(tmp_path, initialisation):
     (['--rotations', 'none'], "rotations = 'none': choose among 'episode', 'classes'"),
     (['--n_episodes_per_update', '3'], 'n_episodes = 100 is not a multiple of n_episodes_per_update = 3'),
     (['--n_epoch', '0'], 'n_epoch = 0: must be at least 1'),
+    (['--inserted_scale', '-1'], 'inserted_scale = -1.0: must be at least 0'),
     (['--gpu', '99'], 'gpu = 99 cannot be used'),
 ])
 def test_bad_settings_are_refused_before_any_work(tmp_path, words, message):
