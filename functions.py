@@ -119,8 +119,71 @@ def preprocess(gradient, p=7):
             xp.clip(gradient * float(numpy.exp(p)), -1, 1))
 
 
+class _Windows:
+    """Pooling of feature maps with their channels last, of pairs of columns, then of rows; it knows which maxima won.
+
+    Args:
+        shape: (n, h, w, c), of all feature maps.
+        xp: numpy or cupy.
+        keep: whether `unpool` will be called.
+    """
+
+    def __init__(self, shape, xp, keep):
+        n, h, w, c = shape
+        self.pooled = n, -(-h // 2), -(-w // 2), c
+        self.narrow = h, -(-w // 2), c
+        # Whether the second of a pair wins, one array for columns and one for rows.
+        self.second = (xp.empty((n, h, w // 2, c), bool), xp.empty((n, h // 2, -(-w // 2), c), bool)) if keep else None
+
+    def pool(self, x, start, stop, out):
+        """Examples start to stop, x (stop - start, h, w, c), into out."""
+        narrow = _scratch('narrow', (stop - start,) + self.narrow, x)
+        self._pool(x, 2, narrow, self.second and self.second[0][start:stop])
+        self._pool(narrow, 1, out, self.second and self.second[1][start:stop])
+
+    def unpool(self, gy, start, stop, out):
+        """The way back: gradients go where the maxima were, of equals to the first, as in Chainer's own pooling."""
+        g_narrow = _scratch('narrow', (stop - start,) + self.narrow, gy)
+        self._unpool(gy, 1, g_narrow, self.second[1][start:stop])
+        self._unpool(g_narrow, 2, out, self.second[0][start:stop])
+
+    @staticmethod
+    def _pair(x, axis):
+        """The first and second members of the pairs; where the length is odd, the last has no second."""
+        x = x.swapaxes(1, axis)
+        return x[:, 0::2].swapaxes(1, axis), x[:, 1::2].swapaxes(1, axis)
+
+    @staticmethod
+    def _like(x, other, axis):
+        """x as far as `other` goes along the axis"""
+        return x[:, :other.shape[1]] if axis == 1 else x[:, :, :other.shape[2]]
+
+    def _pool(self, x, axis, out, second):
+        xp = cuda.get_array_module(x)
+        a, b = self._pair(x, axis)
+        whole = self._like(a, b, axis)
+        xp.maximum(whole, b, out=self._like(out, b, axis))
+        if second is not None:
+            xp.greater(b, whole, out=second)
+        if a.shape != b.shape:
+            last = (slice(None),) * axis + (slice(-1, None),)
+            out[last] = a[last]
+
+    def _unpool(self, g, axis, out, second):
+        xp = cuda.get_array_module(g)
+        g_a, g_b = self._pair(out, axis)
+        g_whole = self._like(g, g_b, axis)
+        xp.multiply(g_whole, second, out=g_b)
+        xp.subtract(g_whole, g_b, out=self._like(g_a, g_b, axis))
+        if g_a.shape != g_b.shape:
+            last = (slice(None),) * axis + (slice(-1, None),)
+            g_a[last] = g[last]
+
+
 class _Products(FunctionNode):
     """y = sum_i act(W_i x): what `convolution` and `linear` share. Subclasses turn x into columns and back."""
+
+    windows = None  # of a pooling that follows
 
     def __init__(self, group, relu):
         self.group = group
@@ -166,14 +229,15 @@ class _Products(FunctionNode):
         x, weights = inputs[0], [self._flatten(weight) for weight in inputs[1:]]
         self.retain_inputs(range(len(inputs)))
         xp = cuda.get_array_module(x)
-        y = xp.empty((len(x), x[0, 0].size, weights[0].shape[-2]), x.dtype)
+        shape = len(x), x[0, 0].size, weights[0].shape[-2]
+        y = xp.empty(self.windows.pooled if self.windows else shape, x.dtype)
         masked = self.relu and chainer.config.enable_backprop
-        self.alive = [xp.empty(y.shape, bool) if masked else None for _ in weights]
+        self.alive = [xp.empty(shape, bool) if masked else None for _ in weights]
 
         def work(blocks):
             for start, stop in blocks:
                 columns = self.columns(x[start:stop])
-                out = y[start:stop]
+                out = _scratch('sum', (stop - start,) + shape[1:], x) if self.windows else y[start:stop]
                 for i, (weight, alive) in enumerate(zip(weights, self.alive)):
                     product = _scratch('product', out.shape, out) if i else out
                     self._product(columns, weight, start, stop, product)
@@ -183,15 +247,17 @@ class _Products(FunctionNode):
                         _relu(product)
                     if i:
                         out += product
+                if self.windows:
+                    self.windows.pool(self.maps(out, x.shape), start, stop, y[start:stop])
 
         _in_parts(work, self._cut(x, weights))
-        return self.from_rows(y, x.shape),
+        return (y.transpose(0, 3, 1, 2) if self.windows else self.from_rows(y, x.shape)),
 
     def backward(self, indexes, grad_outputs):
         inputs = [variable.array for variable in self.get_retained_inputs()]
         x, weights = inputs[0], [self._flatten(weight) for weight in inputs[1:]]
         xp = cuda.get_array_module(x)
-        gy = self.to_rows(grad_outputs[0].array)
+        gy = grad_outputs[0].array.transpose(0, 2, 3, 1) if self.windows else self.to_rows(grad_outputs[0].array)
         gx = xp.empty((len(x), x[0, 0].size, x.shape[1]), x.dtype) if 0 in indexes else None
         grouped = [xp.zeros(weight.shape, x.dtype) if i in indexes and weight.ndim == 3 else None
                    for i, weight in enumerate(weights, 1)]
@@ -202,8 +268,12 @@ class _Products(FunctionNode):
                 columns = self.columns(x[start:stop])
                 taps = columns.shape[-1] // x.shape[1]
                 g_columns = None
+                g_sum = gy[start:stop]
+                if self.windows:
+                    g_sum = _scratch('sum', (stop - start, x[0, 0].size, gy.shape[-1]), gy)
+                    self.windows.unpool(gy[start:stop], start, stop, self.maps(g_sum, x.shape))
                 for i, (weight, alive) in enumerate(zip(weights, self.alive)):
-                    g = gy[start:stop]
+                    g = g_sum
                     if alive is not None:
                         # Fast weights whose ReLUs are all shut, as they often are, cost nothing here.
                         if not alive[start:stop].any():
@@ -243,15 +313,26 @@ class _Convolution(_Products):
 
     x_ndim, weight_ndim = 4, 4
 
+    def __init__(self, group, relu, pool):
+        super().__init__(group, relu)
+        self.pool = pool
+
     def forward(self, inputs):
-        self.kernel = inputs[1].shape[-3:-1]
+        x, weight = inputs[:2]
+        self.kernel = weight.shape[-3:-1]
+        if self.pool:
+            shape = (len(x),) + x.shape[2:] + (weight.shape[-4],)
+            self.windows = _Windows(shape, cuda.get_array_module(x), chainer.config.enable_backprop)
         return super().forward(inputs)
 
     def to_rows(self, x):
         return x.transpose(0, 2, 3, 1).reshape(len(x), -1, x.shape[1])
 
+    def maps(self, rows, x_shape):
+        return rows.reshape(len(rows), x_shape[2], x_shape[3], -1)
+
     def from_rows(self, rows, x_shape):
-        return rows.reshape(len(rows), x_shape[2], x_shape[3], -1).transpose(0, 3, 1, 2)
+        return self.maps(rows, x_shape).transpose(0, 3, 1, 2)
 
     def _padded(self, n, c, h, w, like):
         """Zeros (n, h + kh - 1, w + kw - 1, c), and the view of them that feature maps fill."""
@@ -297,7 +378,7 @@ class _Linear(_Products):
         return g_columns[0]
 
 
-def convolution(x, weights, group=1, relu=False):
+def convolution(x, weights, group=1, relu=False, pool=False):
     """Sum of convolutions of the same feature maps, each with weights of its own: stride 1, no bias, size kept.
 
     Args:
@@ -306,14 +387,15 @@ def convolution(x, weights, group=1, relu=False):
             share them, or (g, o, kh, kw, c) where each group of examples has its own.
         group: examples to a group; groups are consecutive, the last may be short: g = ceil(n / group).
         relu: whether each convolution goes through a ReLU before the sum.
+        pool: whether `max_pooling` follows: within the cache, it costs next to nothing here.
 
     Returns:
-        chainer.Variable: float (n, o, h, w).
+        chainer.Variable: float (n, o, h, w); pooled, (n, o, ceil(h / 2), ceil(w / 2)).
 
     Raises:
         chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
-    return _Convolution(group, relu).apply([x] + list(weights))[0]
+    return _Convolution(group, relu, pool).apply([x] + list(weights))[0]
 
 
 def linear(x, weights, group=1, relu=False):
@@ -335,7 +417,6 @@ def linear(x, weights, group=1, relu=False):
 
 
 class _MaxPooling(FunctionNode):
-    """Pools pairs of columns, then of rows. Of equals the first takes the gradient, as in Chainer's own pooling."""
 
     def check_type_forward(self, in_types):
         type_check.expect(in_types.size() == 1, in_types[0].dtype.kind == 'f', in_types[0].ndim == 4)
@@ -343,68 +424,27 @@ class _MaxPooling(FunctionNode):
     def _cut(self, x):
         return _blocks(len(x), len(x) if isinstance(x, cuda.ndarray) else max(1, ELEMENTS // x[0].size))
 
-    @staticmethod
-    def _pair(x, axis):
-        """The first and second members of the pairs; where the length is odd, the last has no second."""
-        x = x.swapaxes(1, axis)
-        return x[:, 0::2].swapaxes(1, axis), x[:, 1::2].swapaxes(1, axis)
-
-    @staticmethod
-    def _like(x, other, axis):
-        """x as far as `other` goes along the axis"""
-        return x[:, :other.shape[1]] if axis == 1 else x[:, :, :other.shape[2]]
-
     def forward(self, inputs):
         x = inputs[0].transpose(0, 2, 3, 1)
         xp = cuda.get_array_module(x)
-        n, h, w, c = self.shape = x.shape
-        shapes = (n, h, -(-w // 2), c), (n, -(-h // 2), -(-w // 2), c)
-        y = xp.empty(shapes[1], x.dtype)
-        keep = chainer.config.enable_backprop
-        # Whether the second of a pair wins, one array for columns and one for rows.
-        self.second = (xp.empty((n, h, w // 2, c), bool), xp.empty((n, h // 2, -(-w // 2), c), bool)) if keep else None
+        self.shape = x.shape
+        self.windows = _Windows(x.shape, xp, chainer.config.enable_backprop)
+        y = xp.empty(self.windows.pooled, x.dtype)
 
         def work(blocks):
             for start, stop in blocks:
-                narrow = _scratch('narrow', (stop - start,) + shapes[0][1:], x)
-                self._pool(x[start:stop], 2, narrow, self.second and self.second[0][start:stop])
-                self._pool(narrow, 1, y[start:stop], self.second and self.second[1][start:stop])
+                self.windows.pool(x[start:stop], start, stop, y[start:stop])
 
         _in_parts(work, self._cut(x))
         return y.transpose(0, 3, 1, 2),
 
-    def _pool(self, x, axis, out, second):
-        xp = cuda.get_array_module(x)
-        a, b = self._pair(x, axis)
-        whole = self._like(a, b, axis)
-        xp.maximum(whole, b, out=self._like(out, b, axis))
-        if second is not None:
-            xp.greater(b, whole, out=second)
-        if a.shape != b.shape:
-            last = (slice(None),) * axis + (slice(-1, None),)
-            out[last] = a[last]
-
-    def _unpool(self, g, axis, out, second):
-        xp = cuda.get_array_module(g)
-        g_a, g_b = self._pair(out, axis)
-        g_whole = self._like(g, g_b, axis)
-        xp.multiply(g_whole, second, out=g_b)
-        xp.subtract(g_whole, g_b, out=self._like(g_a, g_b, axis))
-        if g_a.shape != g_b.shape:
-            last = (slice(None),) * axis + (slice(-1, None),)
-            g_a[last] = g[last]
-
     def backward(self, indexes, grad_outputs):
         gy = grad_outputs[0].array.transpose(0, 2, 3, 1)
-        xp = cuda.get_array_module(gy)
-        n, h, w, c = self.shape
-        gx = xp.empty(self.shape, gy.dtype)
+        gx = cuda.get_array_module(gy).empty(self.shape, gy.dtype)
 
         def work(blocks):
             for start, stop in blocks:
-                g_narrow = _scratch('narrow', (stop - start, h, gy.shape[2], c), gy)
-                self._unpool(gy[start:stop], 1, g_narrow, self.second[1][start:stop])
-                self._unpool(g_narrow, 2, gx[start:stop], self.second[0][start:stop])
+                self.windows.unpool(gy[start:stop], start, stop, gx[start:stop])
 
         _in_parts(work, self._cut(gx))
         return as_variable(gx.transpose(0, 3, 1, 2)),

@@ -11,6 +11,7 @@ in b one set for every query example, read from a memory. `MetaNet.forward` is A
     5 train end to end               `MetaNet.loss` under any Chainer optimizer
 """
 import contextlib
+import functools
 
 import chainer_compat  # noqa: F401  (before Chainer)
 import chainer
@@ -23,8 +24,8 @@ import functions
 class FastLayer(chainer.Link):
     """A layer of slow weights that fast weights can augment (section 3.3): activation(W x) + activation(W* x).
 
-    While it has no fast weights, it is an ordinary layer: activation(W x). There is no bias. Subclasses name the
-    product.
+    While it has no fast weights, it is an ordinary layer: activation(W x). There is no bias. Subclasses define
+    `product`.
 
     Args:
         shape: shape of the slow weights, the parameter `W`.
@@ -50,10 +51,14 @@ class FastLayer(chainer.Link):
         if self.fast is not None:
             weights.append(self.fast)
             if self.alive is not None:
-                self.alive.append(float((self.product(x, [self.fast], self.group).array > 0).mean()))
+                self.alive.append(float((self.product(x, [self.fast], relu=False).array > 0).mean()))
+        return self.augment(x, weights)
+
+    def augment(self, x, weights):
+        """The sum over `weights` of activation(weight x)."""
         if self.activation in (None, F.relu):
-            return self.product(x, weights, self.group, relu=self.activation is F.relu)
-        return sum(self.activation(self.product(x, [weight], self.group)) for weight in weights)
+            return self.product(x, weights, relu=self.activation is F.relu)
+        return sum(self.activation(self.product(x, [weight], relu=False)) for weight in weights)
 
 
 class FastConvolution2D(FastLayer):
@@ -63,14 +68,23 @@ class FastConvolution2D(FastLayer):
         in_channels, out_channels: numbers of feature maps.
         ksize: side of the kernel, odd.
         activation: as in `FastLayer`.
+        pool: whether 2x2 max pooling follows the sum.
     """
 
-    product = staticmethod(functions.convolution)
-
-    def __init__(self, in_channels, out_channels, ksize=3, activation=F.relu):
+    def __init__(self, in_channels, out_channels, ksize=3, activation=F.relu, pool=False):
         if ksize % 2 == 0:
             raise ValueError('ksize must be odd for the output to be as large as the input, not %d' % ksize)
         super().__init__((out_channels, in_channels, ksize, ksize), activation)
+        self.pool = pool
+
+    def product(self, x, weights, relu, pool=False):
+        return functions.convolution(x, weights, self.group, relu, pool)
+
+    def augment(self, x, weights):
+        if self.pool and self.activation is F.relu:
+            return self.product(x, weights, relu=True, pool=True)
+        y = super().augment(x, weights)
+        return functions.max_pooling(y) if self.pool else y
 
     def slow(self):
         return F.transpose(self.W, (0, 2, 3, 1))
@@ -84,10 +98,11 @@ class FastLinear(FastLayer):
         activation: as in `FastLayer`.
     """
 
-    product = staticmethod(functions.linear)
-
     def __init__(self, in_size, out_size, activation=F.relu):
         super().__init__((out_size, in_size), activation)
+
+    def product(self, x, weights, relu):
+        return functions.linear(x, weights, self.group, relu)
 
 
 class SoftmaxLayer(FastLinear):
@@ -167,7 +182,7 @@ def _set(layers, group, **values):
 
 
 class NormalizedConvolution2D(chainer.Chain):
-    """A convolution of slow weights alone, 3x3 without bias, then batch normalisation and ReLU.
+    """A convolution of slow weights alone, 3x3 without bias, then batch normalisation, ReLU and 2x2 max pooling.
 
     Normalised by the statistics of the batch at hand in training, by their running averages in a test.
 
@@ -182,7 +197,8 @@ class NormalizedConvolution2D(chainer.Chain):
             self.bn = L.BatchNormalization(out_channels)
 
     def forward(self, x):
-        return functions.normalized_relu(functions.convolution(x, [F.transpose(self.W, (0, 2, 3, 1))]), self.bn)
+        y = functions.convolution(x, [F.transpose(self.W, (0, 2, 3, 1))])
+        return functions.max_pooling(functions.normalized_relu(y, self.bn))
 
 
 class CNN(Network):
@@ -203,13 +219,13 @@ class CNN(Network):
         channels = [in_channels] + [n_filters] * 5
         with self.init_scope():
             for i in range(5):
-                layer = NormalizedConvolution2D if i < n_slow else FastConvolution2D
+                layer = NormalizedConvolution2D if i < n_slow else functools.partial(FastConvolution2D, pool=True)
                 setattr(self, 'conv%d' % (i + 1), layer(channels[i], channels[i + 1]))
             self.fc1 = FastLinear(self.n_out, self.n_out, activation)
 
     def forward(self, x):
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
-            x = functions.max_pooling(conv(x))
+            x = conv(x)
         return self.fc1(F.reshape(x, (len(x), -1)))
 
 

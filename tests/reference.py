@@ -18,11 +18,12 @@ def _apply(product, x, weights, n_dims, group, relu):
     return total
 
 
-def convolution(x, weights, group=1, relu=False):
+def convolution(x, weights, group=1, relu=False, pool=False):
     def product(x, weight):
         return F.convolution_2d(x, F.transpose(weight, (0, 3, 1, 2)), pad=(weight.shape[1] // 2, weight.shape[2] // 2))
 
-    return _apply(product, x, weights, 4, group, relu)
+    y = _apply(product, x, weights, 4, group, relu)
+    return max_pooling(y) if pool else y
 
 
 def linear(x, weights, group=1, relu=False):

@@ -82,6 +82,19 @@ def test_products(name, case, relu):
     assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
 
 
+@pytest.mark.parametrize('relu', [False, True])
+@pytest.mark.parametrize('case', CONVOLUTIONS)
+def test_pooled_convolutions(case, relu):
+    shapes, group = CONVOLUTIONS[case]
+    options = dict(group=group, relu=relu, pool=True)
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    function, expected = products(functions, 'convolution', **options), products(reference, 'convolution', **options)
+    assert_same(function, expected, arrays)
+    # Of equals, here of the ReLUs' zeros, the same one takes the gradient, and each weight by its own ReLU.
+    arrays[0] = np.round(arrays[0])
+    assert_same(function, expected, arrays)
+
+
 @pytest.mark.parametrize('name, shapes', [('convolution', CONVOLUTIONS['short last group'][0]),
                                           ('linear', LINEARS['short last group'][0])])
 @pytest.mark.parametrize('relu', [False, True])
@@ -278,6 +291,7 @@ def test_meta_learners_where_some_outputs_are_unused(name, shape):
 
 CALLS = {
     'convolution': (products(functions, 'convolution', relu=True), CONVOLUTIONS['many blocks'][0]),
+    'pooled': (products(functions, 'convolution', relu=True, pool=True), CONVOLUTIONS['many blocks'][0]),
     'linear': (products(functions, 'linear', relu=True), LINEARS['many blocks'][0]),
     'max_pooling': (functions.max_pooling, [(50, 16, 28, 28)]),
     'mixture': (lambda weights, *values: functions.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
