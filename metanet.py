@@ -17,6 +17,7 @@ import chainer_compat  # noqa: F401  (before Chainer)
 import chainer
 import chainer.functions as F
 import chainer.links as L
+import numpy as np
 
 import functions
 
@@ -440,6 +441,14 @@ class MetaNet(chainer.Chain):
         for param in self.params():
             if id(param) not in normalisation:
                 param.array[...] = random.uniform(-scale, scale, param.shape)
+
+    def initialize_inserted(self, way, seed, scale=0.1):
+        """Weights of the softmax layers that training for `way` classes leaves alone: uniform in [-scale, scale)."""
+        for i, network in enumerate((self.base, self.embed)):
+            for layer in network.links():
+                if isinstance(layer, SoftmaxLayer) and len(layer.W) != way:
+                    random = np.random.RandomState([seed, len(layer.W), i])  # whatever other layers there are
+                    layer.W.array[...] = self.xp.asarray(random.uniform(-scale, scale, layer.W.shape))
 
     @contextlib.contextmanager
     def watch(self):

@@ -39,6 +39,7 @@ model = 'partial'  # 'partial': b has a CNN of its own; 'partial, u': b is an ML
 n_filters = 32  # of each convolution
 n_slow = 3  # convolutions, from the first, with batch normalisation and without fast weights
 n_steps = 10  # T: task-level gradients that the support set is cut into
+inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
 alpha = 1e-3  # Adam's learning rate
@@ -63,6 +64,7 @@ def main():
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.at_least_one(settings, 'n_epoch', 'n_dev_episodes', 'n_test_episodes', 'n_filters', 'n_steps')
         training.whole_updates(settings)
+        training.not_negative(settings, 'inserted_scale')
         device = training.device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
         image_size = next(iter(train_classes.values())).shape[1]

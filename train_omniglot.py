@@ -19,7 +19,6 @@ input_path = 'data/omniglot'  # folder of images_background.zip and images_evalu
 split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964, 659; 'dev': 1100, 100 of the 1200
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
 evaluate = ''  # npz of a trained model: tests it, on the test classes of its own split, and trains nothing
-inserted_scale = 0.1  # with evaluate: softmax layers that training hasn't seen are uniform in [-0.1, 0.1), the paper
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -42,6 +41,7 @@ variant = 'MetaNet'  # 'MetaNet', or 'MetaNet-': no task-level fast weights in t
 n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
 centred = False  # True: an extension that keeps the convolutions' fast weights alive, see the README
+inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
 alpha = 1e-3  # Adam's learning rate
@@ -105,9 +105,8 @@ def main():
         training.choice('rotations', rotations, ('episode', 'classes'))
         training.at_least_one(settings, 'n_epoch', 'n_test_episodes', 'n_final_episodes', 'n_filters', 'n_steps')
         training.whole_updates(settings)
+        training.not_negative(settings, 'inserted_scale')
         ways = training.several('n_outputs_test', n_outputs_test)
-        if inserted_scale < 0:
-            raise ValueError('inserted_scale = %s: must be at least 0' % inserted_scale)
         device = training.device(gpu)
         if evaluate:
             model, trained = load(evaluate, ways, inserted_scale)

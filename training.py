@@ -93,6 +93,16 @@ def at_least_one(settings, *names):
             raise ValueError('%s = %s: must be at least 1' % (name, settings[name]))
 
 
+def not_negative(settings, name):
+    """Refuses a setting below zero.
+
+    Raises:
+        ValueError: with the setting's name.
+    """
+    if settings[name] < 0:
+        raise ValueError('%s = %s: must be at least 0' % (name, settings[name]))
+
+
 def several(name, value):
     """A setting that is a number or a tuple of numbers, as a tuple.
 
@@ -302,7 +312,8 @@ def set_up(model, settings, device):
 
     Args:
         model: `MetaNet`.
-        settings: dict of the script's settings; of these `initialisation`, `seed`, `alpha` and `clip` are used here.
+        settings: dict of the script's settings; of these `initialisation`, `n_outputs_train`, `inserted_scale`, `seed`,
+            `alpha` and `clip` are used here.
         device: Chainer device.
 
     Returns:
@@ -310,6 +321,7 @@ def set_up(model, settings, device):
     """
     if settings['initialisation'] == 'uniform':
         model.initialize_uniform(settings['seed'])
+    model.initialize_inserted(settings['n_outputs_train'], settings['seed'], settings['inserted_scale'])
     model.to_device(device)
     optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
     optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(settings['clip']))
@@ -409,7 +421,7 @@ class _CtrlC:
 
 # Settings that a continued run may change: where it runs, its final test, and how long it runs unless the learning rate
 # depends on that.
-CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate', 'inserted_scale'
+CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate'
 
 
 def train(model, optimizer, sampler, extras, settings, source):
@@ -469,7 +481,7 @@ def load_model(path, build, inserted_scale):
     Args:
         path: the npz.
         build: a function of the settings, a dict, that returns the untrained model. Softmax layers that it has and the
-            file has not are *inserted*, untrained.
+            training has not seen are *inserted*, whether the file has them or not.
         inserted_scale: inserted softmax layers are uniform in [-inserted_scale, inserted_scale).
 
     Returns:
@@ -483,11 +495,14 @@ def load_model(path, build, inserted_scale):
         with np.load(path) as file:
             settings = json.loads(str(file['settings']))
             model = build(settings)
-            model.initialize_uniform(settings['seed'], inserted_scale)
-            missing = [name for name, _ in model.namedparams() if name[1:] not in file and '/softmax' not in name]
+            model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
+            trained = '/softmax%d/' % settings['n_outputs_train']
+            arrays = {name: file[name] for name in file if '/softmax' not in name or trained in name}
+            missing = [name for name, _ in model.namedparams()
+                       if name[1:] not in arrays and ('/softmax' not in name or trained in name)]
             if missing:
                 raise ValueError('it lacks %s' % ', '.join(missing))
-            chainer.serializers.NpzDeserializer(file, strict=False).load(model)
+            chainer.serializers.NpzDeserializer(arrays, strict=False).load(model)
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError('%s is not a model that this script has trained (%s): give the model.npz of a finished run'
                          % (path, error)) from error

@@ -331,7 +331,7 @@ def trained(tmp_path_factory):
     """The folder in which train_omniglot.py has made `here/model.npz`, and what it printed."""
     folder = tmp_path_factory.mktemp('trained')
     done = script(folder, '--n_epoch', '1', '--n_episodes', '1', '--n_test_episodes', '1', '--n_final_episodes', '3',
-                  '--n_filters', '4', '--out', 'here')
+                  '--n_filters', '4', '--n_outputs_test', '5,8', '--out', 'here')
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -340,10 +340,10 @@ def test_evaluate_repeats_the_final_test(trained):
     folder, printed = trained
     before = sorted(os.listdir(folder / 'here'))
     # The file knows the model: its number of filters need not be given again.
-    done = script(folder, '--evaluate', 'here/model.npz', '--n_outputs_test', '5,7', '--n_final_episodes', '3')
+    done = script(folder, '--evaluate', 'here/model.npz', '--n_outputs_test', '5,8,7', '--n_final_episodes', '3')
     assert done.returncode == 0, done.stderr
-    same_way, inserted = done.stdout.splitlines()
-    assert same_way == printed.splitlines()[-1] and '7-way 1-shot' in inserted
+    *both_ways, inserted = done.stdout.splitlines()
+    assert both_ways == printed.splitlines()[-2:] and '7-way 1-shot' in inserted
     assert sorted(os.listdir(folder / 'here')) == before
 
 
@@ -354,9 +354,14 @@ def test_inserted_softmax_layers_are_the_same_each_time(trained):
     assert settings['n_filters'] == 4 and same(model, again)
     assert not {'input_path', 'out', 'gpu'} & set(settings)  # a model is handed on without its maker's paths
     assert 0.09 < abs(model.base.softmax9.W.array).max() < 0.1
-    quieter, _ = train_omniglot.load(path, [9], inserted_scale=0.03)
-    np.testing.assert_allclose(quieter.base.softmax9.W.array, 0.3 * model.base.softmax9.W.array, rtol=1e-5)
+    quieter, _ = train_omniglot.load(path, [9], inserted_scale=0.001)
+    np.testing.assert_allclose(quieter.base.softmax9.W.array, 0.01 * model.base.softmax9.W.array, rtol=1e-5)
     assert (quieter.base.fc1.W.array == model.base.fc1.W.array).all()
+    among_others, _ = train_omniglot.load(path, [5, 8, 9])
+    assert (among_others.base.softmax9.W.array == model.base.softmax9.W.array).all()
+    # The file has a softmax layer for 8 classes, too, but training hasn't seen it.
+    quieter, _ = train_omniglot.load(path, [8], inserted_scale=0.001)
+    assert abs(quieter.base.softmax8.W.array).max() < 0.001
 
 
 @pytest.mark.parametrize('damage, message', [
