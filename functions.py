@@ -211,15 +211,17 @@ class _Products(FunctionNode):
     def _groups(self, start, stop):
         return slice(start // self.group, -(-stop // self.group))
 
-    def _product(self, columns, weight, start, stop, out):
-        """Columns (examples, positions, k) times weight (o, k) or (groups, o, k), into out (examples, positions, o)."""
-        weight = weight[None] if weight.ndim == 2 else weight[self._groups(start, stop)]
+    def _of(self, weight, start, stop):
+        """Weights of the examples start to stop: (groups, o, k), or (1, o, k) where all share them."""
+        return weight[None] if weight.ndim == 2 else weight[self._groups(start, stop)]
+
+    def _product(self, columns, weight, out):
+        """Columns (examples, positions, k) times weight (groups, o, k), into out (examples, positions, o)."""
         groups, o, k = weight.shape
         return _matmul(columns.reshape(groups, -1, k), weight.swapaxes(1, 2), out.reshape(groups, -1, o))
 
-    def _spread(self, g, weight, start, stop, out):
+    def _spread(self, g, weight, out):
         """The way back, g (examples, positions, o) times weight: by taps, into out (taps, examples, positions, c)."""
-        weight = weight[None] if weight.ndim == 2 else weight[self._groups(start, stop)]
         groups, o, _ = weight.shape
         taps, c = len(out), out.shape[-1]
         weight = weight.reshape(groups, o, taps, c).swapaxes(1, 2)
@@ -239,8 +241,14 @@ class _Products(FunctionNode):
                 columns = self.columns(x[start:stop])
                 out = _scratch('sum', (stop - start,) + shape[1:], x) if self.windows else y[start:stop]
                 for i, (weight, alive) in enumerate(zip(weights, self.alive)):
+                    weight = self._of(weight, start, stop)
+                    # Fast weights are often all negative. Where no input is, their ReLUs are all shut.
+                    if i and self.relu and weight.max() <= 0 and x[start:stop].min() >= 0:
+                        if alive is not None:
+                            alive[start:stop] = False
+                        continue
                     product = _scratch('product', out.shape, out) if i else out
-                    self._product(columns, weight, start, stop, product)
+                    self._product(columns, weight, product)
                     if alive is not None:
                         xp.greater(product, 0, out=alive[start:stop])
                     if self.relu:
@@ -287,7 +295,7 @@ class _Products(FunctionNode):
                         shared[i] += g.reshape(-1, g.shape[-1]).T.dot(columns.reshape(-1, columns.shape[-1]))
                     if gx is not None:
                         out = _scratch('g_columns%d' % min(i, 1), (taps, len(g), g.shape[1], x.shape[1]), g)
-                        self._spread(g, weight, start, stop, out)
+                        self._spread(g, self._of(weight, start, stop), out)
                         if g_columns is None:
                             g_columns = out
                         else:

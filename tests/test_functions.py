@@ -128,6 +128,20 @@ def test_products_with_shut_relus(name, shapes, shut):
     assert not results(function, arrays)[1 + shut].any()
 
 
+@pytest.mark.parametrize('name, shapes', [('convolution', [(4, 2, 3, 3), (4, 3, 3, 2), (2, 4, 3, 3, 2)]),
+                                          ('linear', [(4, 4), (3, 4), (2, 3, 4)])])
+@pytest.mark.parametrize('relu, negative_input', [(True, True), (False, False)])
+def test_negative_weights_alone_shut_nothing(name, shapes, relu, negative_input):
+    arrays = [abs(draw(*shape, seed=i)) for i, shape in enumerate(shapes)]
+    arrays[2] *= -1
+    if negative_input:
+        arrays[0][0] *= -1
+    options = dict(group=2, relu=relu)
+    function = products(functions, name, **options)
+    assert_same(function, products(reference, name, **options), arrays)
+    assert results(function, arrays)[3].any()
+
+
 def test_products_skip_what_needs_no_gradient():
     x, weight = draw(4, 2, 3, 3), chainer.Variable(draw(4, 3, 3, 2))
     y = functions.convolution(x, [weight, draw(4, 4, 3, 3, 2)], relu=True)
