@@ -1,12 +1,16 @@
-"""Times one training and one test episode of MetaNet on random images, part by part.
+"""Times one training and one test episode of MetaNet on invented images, part by part.
 
     python tests/benchmark.py
     python tests/benchmark.py --way 20 --query 5
     python tests/benchmark.py --model "partial, u"      # of mini-ImageNet; or partial
     PEER_PYTHON=/path/to/python python tests/benchmark.py --peer FILE.py     # in turn with another implementation
 
+Omniglot's model is timed twice: with initial weights, and with those of `assets/omniglot_5way.npz`. The latter is how
+it is from some dozens of training episodes on: all fast weights of convolutions are negative, their ReLUs shut, and
+products that can't pass one are left out.
+
 A part's rate counts the multiply-adds of its matrix products, two operations each, once: what is computed again in the
-backward pass, and what zeros let a part leave out, is not taken into account. A peer is a script that takes --way,
+backward pass, and what a part leaves out, is not taken into account. A peer is a script that takes --way,
 --shot, --query and --repeats and prints `train: SECONDS s per episode` and `test: SECONDS s per episode`.
 """
 import argparse
@@ -20,7 +24,8 @@ import sys
 import time
 from unittest import mock
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+sys.path.insert(0, ROOT)
 
 import chainer_compat  # noqa: E402, F401
 import chainer  # noqa: E402
@@ -29,7 +34,8 @@ import numpy as np  # noqa: E402
 import functions  # noqa: E402
 import metanet  # noqa: E402
 import train_mini_imagenet  # noqa: E402
-from data import Episode  # noqa: E402
+import train_omniglot  # noqa: E402
+from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
 
 MODELS = {'full': {'channels': 1, 'size': 28, 'query': 10}, 'partial': {'channels': 3, 'size': 84, 'query': 15},
           'partial, u': {'channels': 3, 'size': 84, 'query': 15}}
@@ -98,26 +104,28 @@ def multiply_adds(args, model):
     return parts
 
 
-def episodes(args, device):
-    random = np.random.RandomState(0)
-    support, query = args.way * args.shot, args.way * args.query
-    shape = (support + query, MODELS[args.model]['channels']) + (MODELS[args.model]['size'],) * 2
-    while True:
-        images = (random.rand(*shape) > 0.9).astype(np.float32)
-        labels = np.arange(args.way, dtype=np.int32)
-        arrays = images[:support], labels.repeat(args.shot), images[support:], labels.repeat(args.query)
-        yield Episode(*(device.send(array) for array in arrays))
-
-
-def run(args):
-    """Two dicts, training and test: {part: list of seconds, one for each episode}, the whole under `episode`."""
-    device = chainer.get_device('@numpy' if args.gpu < 0 else '@cupy:%d' % args.gpu)
-    device.use()
+def build(args, weights):
+    """A model with `weights`: 'initial' or 'trained'."""
+    if weights == 'trained':
+        return train_omniglot.load(os.path.join(ROOT, 'assets', 'omniglot_5way.npz'), [args.way])[0]
     if args.model == 'full':
         model = metanet.MetaNet(metanet.CNN(), metanet.CNN(activation=None), ways=[args.way])
     else:
         model = train_mini_imagenet.build(args.model, MODELS[args.model]['size'], [args.way])
     model.initialize_uniform(0)
+    return model
+
+
+def sampler(args, device):
+    invent = synthetic_strokes if args.model == 'full' else synthetic_textures
+    return EpisodeSampler(invent(args.way, args.shot + args.query), args.way, args.shot, args.query, xp=device.xp)
+
+
+def run(args, weights):
+    """Two dicts, training and test: {part: list of seconds, one for each episode}, the whole under `episode`."""
+    device = chainer.get_device('@numpy' if args.gpu < 0 else '@cupy:%d' % args.gpu)
+    device.use()
+    model = build(args, weights)
     model.to_device(device)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
     optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(10))
@@ -132,8 +140,7 @@ def run(args):
 
 
 def time_episodes(args, model, optimizer, clock):
-    device = clock.device
-    source = episodes(args, device)
+    source = sampler(args, clock.device)
     times = {}, {}
     for i in range(args.repeats + 2):  # the first two warm up
         for training in (True, False):
@@ -167,10 +174,8 @@ def product_rate(n=2048):
 
 
 def report(args, model, times):
-    rate = product_rate()
+    """Prints the tables of one model."""
     counts = multiply_adds(args, model)
-    print('%s model, %d-way %d-shot, %d query images a class, %d episodes; a matrix product of the CPU: %.0f GFLOP/s; '
-          '%d threads' % (args.model, args.way, args.shot, args.query, args.repeats, rate, functions.THREADS))
     for title, parts in zip(('train', 'test'), times):
         print('\n%-16s %8s %8s %8s' % (title, 'median', 'min', 'GFLOP/s'))
         for part in list(counts) + ['update', 'episode']:
@@ -179,27 +184,33 @@ def report(args, model, times):
                 print('%-16s %6.0f ms %5.0f ms %8s' % (
                     part, 1e3 * statistics.median(parts[part]), 1e3 * min(parts[part]),
                     '%.0f' % (1e-9 * flop / statistics.median(parts[part])) if flop else ''))
-    # Linux counts in KiB, macOS in bytes.
-    print('\npeak memory %.2f GB' % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                                     * (1 if sys.platform == 'darwin' else 1024) / 1e9))
 
 
-def race(args, mine):
-    """Prints the ratios of the peer's medians to ours over several rounds, in turn; `mine` is our first round."""
+def race(args, ours):
+    """Prints the ratios of the peer's medians to ours over several rounds, in turn; `ours` is our first round.
+
+    Args:
+        args: from the command line.
+        ours: {weights: a pair of lists, the seconds of training and of test episodes}.
+    """
     command = [os.environ.get('PEER_PYTHON', sys.executable), args.peer]
     for name in ('way', 'shot', 'query', 'repeats'):
         command += ['--' + name, str(getattr(args, name))]
     peers = [], []
-    ours = [parts['episode'] for parts in mine]
     for i in range(args.rounds):
-        if i:
-            ours = [a + b['episode'] for a, b in zip(ours, run(args)[1])]
+        for weights in ours if i else ():
+            for seconds, parts in zip(ours[weights], run(args, weights)[1]):
+                seconds += parts['episode']
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, universal_newlines=True).stdout
         for seconds, name in zip(peers, ('train', 'test')):
             seconds.append(float(re.search(r'^%s: ([0-9.]+) s' % name, output, re.MULTILINE).group(1)))
-    print('\npeer, median of %d rounds: train %.3f s, test %.3f s' % (args.rounds, *map(statistics.median, peers)))
-    for name, theirs, us in zip(('train', 'test'), peers, ours):
-        print('ratio %s %.2f' % (name, statistics.median(theirs) / statistics.median(us)))
+    print('\nmedians of %d rounds' % args.rounds)
+    for name, contender in [('peer', peers)] + list(ours.items()):
+        print('%-8s train %.3f s, test %.3f s' % (name, *map(statistics.median, contender)))
+    for weights, (training, test) in ours.items():
+        print('\nof the peer to %s weights' % weights)
+        print('ratio train %.2f' % (statistics.median(peers[0]) / statistics.median(training)))
+        print('ratio test %.2f' % (statistics.median(peers[1]) / statistics.median(test)))
 
 
 def main():
@@ -214,10 +225,19 @@ def main():
     parser.add_argument('--rounds', type=int, default=3, help='turns each takes in a race')
     args = parser.parse_args()
     args.query = args.query or MODELS[args.model]['query']
-    model, times = run(args)
-    report(args, model, times)
+    print('%s model, %d-way %d-shot, %d query images a class, %d episodes; a matrix product of the CPU: %.0f GFLOP/s; '
+          '%d threads' % (args.model, args.way, args.shot, args.query, args.repeats, product_rate(), functions.THREADS))
+    ours = {}
+    for weights in ('initial', 'trained') if args.model == 'full' else ('initial',):
+        model, times = run(args, weights)
+        print('\n%s weights' % weights)
+        report(args, model, times)
+        ours[weights] = [list(parts['episode']) for parts in times]
+    # Linux counts in KiB, macOS in bytes.
+    print('\npeak memory %.2f GB' % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                                     * (1 if sys.platform == 'darwin' else 1024) / 1e9))
     if args.peer:
-        race(args, times)
+        race(args, ours)
 
 
 if __name__ == '__main__':
