@@ -61,7 +61,7 @@ def main():
         support, labels = zip(*examples)
         queries = read_folder(os.path.join(args.folder, 'query'))
         support_x, query_x = read_images(support), read_images(queries)
-        model, _ = load(args.model, ways=[len(classes)], inserted_scale=0.001)  # more accurate, see the README
+        model, _ = load(args.model, ways=[len(classes)], inserted_scale=0)  # more accurate, see the README
     for path, p in zip(queries, probabilities(model, support_x, np.array(labels, np.int32), query_x)):
         print('%s: %s %.3f' % (os.path.basename(path), os.path.basename(classes[p.argmax()]), p.max()))
 
