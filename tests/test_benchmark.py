@@ -1,0 +1,31 @@
+"""The benchmark's output, which other programs read; what it measures is no test's business."""
+import os
+import re
+import subprocess
+import sys
+
+BENCHMARK = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmark.py')
+PEER = '''
+import argparse
+parser = argparse.ArgumentParser()
+for name in ('--way', '--shot', '--query', '--repeats'):
+    parser.add_argument(name, type=int, required=True)
+args = parser.parse_args()
+print('train: %d.5 s per episode' % (100 * args.way))
+print('test: %d.5 s per episode' % (100 * args.query))
+'''
+
+
+def test_race(tmp_path):
+    peer = tmp_path / 'peer.py'
+    peer.write_text(PEER)
+    options = ['--way', '2', '--query', '1', '--repeats', '1', '--rounds', '2', '--peer', str(peer)]
+    lines = subprocess.run([sys.executable, BENCHMARK] + options, check=True, stdout=subprocess.PIPE,
+                           universal_newlines=True).stdout.splitlines()
+    assert [bool(re.match(r'ratio %s \d+\.\d\d$' % name, line))
+            for name, line in zip(('train', 'test'), lines[-2:])] == [True, True]
+    assert [line for line in lines if line.startswith('peer ')] == ['peer     train 200.500 s, test 100.500 s']
+    # Each part of an episode has a line in each table: of initial and trained weights, training and test.
+    parts = 'embed gradients', 'd', 'embed', 'base gradients', 'm', 'reading', 'base', 'episode'
+    for part in parts:
+        assert len([line for line in lines if re.match(part + r'  +\d+ ms', line)]) == 4, part
