@@ -495,14 +495,14 @@ def load_model(path, build, inserted_scale):
         with np.load(path) as file:
             settings = json.loads(str(file['settings']))
             model = build(settings)
-            model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
             trained = '/softmax%d/' % settings['n_outputs_train']
-            arrays = {name: file[name] for name in file if '/softmax' not in name or trained in name}
             missing = [name for name, _ in model.namedparams()
-                       if name[1:] not in arrays and ('/softmax' not in name or trained in name)]
+                       if name[1:] not in file and ('/softmax' not in name or trained in name)]
             if missing:
                 raise ValueError('it lacks %s' % ', '.join(missing))
-            chainer.serializers.NpzDeserializer(arrays, strict=False).load(model)
+            chainer.serializers.NpzDeserializer(file, strict=False).load(model)
+            # Last: the file may have softmax layers for ways that the training was only tested on.
+            model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError('%s is not a model that this script has trained (%s): give the model.npz of a finished run'
                          % (path, error)) from error
