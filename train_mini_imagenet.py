@@ -62,9 +62,9 @@ def main():
     with training.plain_errors():
         training.choice('model', model, ('partial', 'partial, u'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
-        training.at_least_one(settings, 'n_epoch', 'n_dev_episodes', 'n_test_episodes', 'n_filters', 'n_steps')
+        training.at_least(1, settings, 'n_epoch', 'n_dev_episodes', 'n_test_episodes', 'n_filters', 'n_steps')
         training.whole_updates(settings)
-        training.not_negative(settings, 'inserted_scale')
+        training.at_least(0, settings, 'inserted_scale')
         device = training.device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
         image_size = next(iter(train_classes.values())).shape[1]

@@ -103,9 +103,9 @@ def main():
         training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.choice('rotations', rotations, ('episode', 'classes'))
-        training.at_least_one(settings, 'n_epoch', 'n_test_episodes', 'n_final_episodes', 'n_filters', 'n_steps')
+        training.at_least(1, settings, 'n_epoch', 'n_test_episodes', 'n_final_episodes', 'n_filters', 'n_steps')
         training.whole_updates(settings)
-        training.not_negative(settings, 'inserted_scale')
+        training.at_least(0, settings, 'inserted_scale')
         ways = training.several('n_outputs_test', n_outputs_test)
         device = training.device(gpu)
         if evaluate:

@@ -82,25 +82,15 @@ def choice(name, value, options):
     return value
 
 
-def at_least_one(settings, *names):
-    """Refuses settings that count something and are below one.
+def at_least(least, settings, *names):
+    """Refuses settings that are below `least`.
 
     Raises:
         ValueError: with the first such setting's name.
     """
     for name in names:
-        if settings[name] < 1:
-            raise ValueError('%s = %s: must be at least 1' % (name, settings[name]))
-
-
-def not_negative(settings, name):
-    """Refuses a setting below zero.
-
-    Raises:
-        ValueError: with the setting's name.
-    """
-    if settings[name] < 0:
-        raise ValueError('%s = %s: must be at least 0' % (name, settings[name]))
+        if settings[name] < least:
+            raise ValueError('%s = %s: must be at least %d' % (name, settings[name], least))
 
 
 def several(name, value):
@@ -121,7 +111,7 @@ def whole_updates(settings):
     Raises:
         ValueError: with both settings.
     """
-    at_least_one(settings, 'n_episodes', 'n_episodes_per_update')
+    at_least(1, settings, 'n_episodes', 'n_episodes_per_update')
     if settings['n_episodes'] % settings['n_episodes_per_update']:
         raise ValueError('n_episodes = %(n_episodes)d is not a multiple of n_episodes_per_update = '
                          '%(n_episodes_per_update)d: change one of them' % settings)
