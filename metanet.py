@@ -19,6 +19,7 @@ import chainer.functions as F
 import chainer.links as L
 import numpy as np
 
+import bounds
 import functions
 
 
@@ -50,10 +51,17 @@ class FastLayer(chainer.Link):
     def forward(self, x):
         weights = [self.slow() if self.copies is None else self.copies]
         if self.fast is not None:
-            weights.append(self.fast)
+            shut = self.shut(x)
+            if not shut:
+                weights.append(self.fast.make() if isinstance(self.fast, NegativeWeights) else self.fast)
             if self.alive is not None:
-                self.alive.append(float((self.product(x, [self.fast], relu=False).array > 0).mean()))
+                self.alive.append(0. if shut else float((self.product(x, weights[1:], relu=False).array > 0).mean()))
         return self.augment(x, weights)
+
+    def shut(self, x):
+        """Whether the fast weights' ReLU is known, before they are made, to let nothing through."""
+        return isinstance(self.fast, NegativeWeights) and self.activation is F.relu and (
+            chainer.as_variable(x).array.min() >= 0)
 
     def augment(self, x, weights):
         """The sum over `weights` of activation(weight x)."""
@@ -113,6 +121,27 @@ class SoftmaxLayer(FastLinear):
         super().__init__(in_size, way, activation=None)
 
 
+class NegativeWeights:
+    """A layer's fast weights of which it is known that all are negative: not made unless it makes a difference.
+
+    Args:
+        make: function without arguments that returns them, a variable.
+    """
+
+    def __init__(self, make):
+        self.make = make
+
+    @property
+    def array(self):
+        return self.make().array
+
+    @classmethod
+    def of_layers(cls, make, count):
+        """A list of `count` of them: `make` returns a list, and is called when the first is made."""
+        make = functools.lru_cache(maxsize=None)(make)
+        return [cls(lambda i=i: make()[i]) for i in range(count)]
+
+
 class Network(chainer.Chain):
     """A base learner or an embedding: derive from it, make the layers in `init_scope`, and write `forward`.
 
@@ -152,7 +181,7 @@ class Network(chainer.Chain):
 
     @contextlib.contextmanager
     def augmented(self, fast, way=None, group=1):
-        """Within it the layers `fast_layers(way)` are augmented by `fast`: variables, in the same order."""
+        """Within it the layers `fast_layers(way)` are augmented by `fast`: variables or `NegativeWeights`, in order."""
         with _set(self.fast_layers(way), fast=fast, group=group):
             yield
 
@@ -261,9 +290,17 @@ class ExampleLearner(chainer.Chain):
             self.l2 = L.Linear(n_units, n_units)
             self.l3 = L.Linear(n_units, 1)
 
+    @property
+    def parameters(self):
+        return self.l1.W, self.l1.b, self.l2.W, self.l2.b, self.l3.W, self.l3.b
+
     def forward(self, gradients):
         """A list of gradients of any shapes -> a list of fast weights of those shapes."""
-        return functions.mlp(gradients, self.l1.W, self.l1.b, self.l2.W, self.l2.b, self.l3.W, self.l3.b)
+        return functions.mlp(gradients, *self.parameters)
+
+    def is_negative(self, gradients):
+        """Whether all fast weights for these gradients are surely negative."""
+        return bounds.is_negative(bounds.mlp, [g[None] for g in gradients], *self.parameters)
 
 
 class TaskLearner(chainer.Chain):
@@ -279,10 +316,17 @@ class TaskLearner(chainer.Chain):
             self.lstm = L.StatelessLSTM(2, n_units)
             self.out = L.Linear(n_units, 1)
 
+    @property
+    def parameters(self):
+        return self.lstm.upward.W, self.lstm.upward.b, self.lstm.lateral.W, self.out.W, self.out.b
+
     def forward(self, gradients):
         """A list of gradients (t, ...), the sequence first -> a list of fast weights (...)."""
-        lstm = self.lstm
-        return functions.lstm(gradients, lstm.upward.W, lstm.upward.b, lstm.lateral.W, self.out.W, self.out.b)
+        return functions.lstm(gradients, *self.parameters)
+
+    def is_negative(self, gradients):
+        """Whether all fast weights for these gradients are surely negative."""
+        return bounds.is_negative(bounds.lstm, gradients, *self.parameters)
 
 
 class Memory:
@@ -290,7 +334,7 @@ class Memory:
 
     Args:
         keys: R, variable (n_support, d).
-        values: M, a list of variables (n_support, ...), one for each adaptable layer.
+        values: M, a list of variables (n_support, ...) or of `NegativeWeights`, one for each adaptable layer.
     """
 
     def __init__(self, keys, values):
@@ -304,8 +348,22 @@ class Memory:
         return F.softmax(F.matmul(queries, self.keys, transb=True) / F.sqrt(norms + 1e-6), axis=1)
 
     def read(self, queries):
-        """W*, a list of variables (n, ...): for each query the values' mean, weighted by attention."""
-        return functions.mixture(self.attention(queries), self.values)
+        """W*, a list of variables (n, ...): for each query the values' mean, weighted by attention.
+
+        A mean of negative weights is negative: of `NegativeWeights` it is one of these again.
+        """
+        attention = self.attention(queries)
+        negative = [value for value in self.values if isinstance(value, NegativeWeights)]
+        others = [value for value in self.values if not isinstance(value, NegativeWeights)]
+        means = iter(functions.mixture(attention, others) if others else [])
+        negative_means = iter(NegativeWeights.of_layers(
+            lambda: functions.mixture(attention, [value.make() for value in negative]), len(negative)))
+        return [next(negative_means if isinstance(value, NegativeWeights) else means) for value in self.values]
+
+
+def _centred(weights):
+    """Filters (..., kh, kw, c), each without its mean."""
+    return weights - F.broadcast_to(F.mean(weights, axis=(-3, -2, -1), keepdims=True), weights.shape)
 
 
 class MetaNet(chainer.Chain):
@@ -369,14 +427,14 @@ class MetaNet(chainer.Chain):
             return self.base.classify(query_x, way)                                     # line 14: b(W, W*, x)
 
     def task_fast_weights(self, x, y, way):
-        """Q*, a list of variables: one fast weight for each of u's adaptable slow weights; none of them in MetaNet-."""
+        """Q*, a list as `meta_learner` gives: a fast weight for each adaptable slow weight of u; none in MetaNet-."""
         if not self.task_level:
             return []
         gradients = self.meta_information(self.embed, x, y, way, self.group_size(len(x)))
         return self.meta_learner('d', gradients)
 
     def example_fast_weights(self, x, y, way):
-        """The memory's values, a list of variables (n_support, ...): each example's fast weights for b."""
+        """The memory's values, a list as `meta_learner` gives, (n_support, ...): each example's fast weights for b."""
         gradients = self.meta_information(self.base, x, y, way, 1)
         return self.meta_learner('m', gradients)
 
@@ -405,14 +463,29 @@ class MetaNet(chainer.Chain):
         return max(1, n_support // self.n_steps)
 
     def meta_learner(self, name, gradients):
-        """`m` or `d`, a list to a list: one set of parameters serves convolutions, another fully connected layers."""
+        """`m` or `d`: one set of parameters serves convolutions, another fully connected layers.
+
+        Args:
+            name: 'm' or 'd'.
+            gradients: list of arrays (n_groups, ...).
+
+        Returns:
+            A list of variables, in the same order: for m of the same shapes, for d without the first axis.
+            `NegativeWeights` in place of those of convolutions, where all are negative.
+        """
         fast = {}
         for kind, ndim in (('conv', 5), ('fc', 3)):
             places = [i for i, g in enumerate(gradients) if g.ndim == ndim]
-            generated = self['%s_%s' % (name, kind)]([gradients[i] for i in places]) if places else []
-            if self.centred and kind == 'conv':
-                means = [F.mean(w, axis=(-3, -2, -1), keepdims=True) for w in generated]
-                generated = [w - F.broadcast_to(mean, w.shape) for w, mean in zip(generated, means)]
+            if not places:
+                continue
+            learner, chosen = self['%s_%s' % (name, kind)], [gradients[i] for i in places]
+            make = functools.partial(learner, chosen)
+            if kind == 'conv' and self.centred:
+                generated = [_centred(weights) for weights in make()]
+            elif kind == 'conv' and learner.is_negative(chosen):
+                generated = NegativeWeights.of_layers(make, len(places))
+            else:
+                generated = make()
             fast.update(zip(places, generated))
         return [fast[i] for i in range(len(gradients))]
 

@@ -98,8 +98,10 @@ def test_any_way_and_shot(way, shot):
     loss.backward()
     assert np.isfinite(loss.array)
     assert model(task.support_x, task.support_y, task.query_x).shape == (2 * way, way)
-    without = [name for name, param in model.namedparams() if param.grad is None]
-    assert without == ['/embed/softmax%d/W' % way]
+    without = {name for name, param in model.namedparams() if param.grad is None}
+    assert '/embed/softmax%d/W' % way in without
+    # The others that have no part in it are those of a learner whose fast weights no ReLU lets through.
+    assert {name.split('/')[1] for name in without} <= {'embed', 'm_conv', 'd_conv'}
 
 
 def test_memory_reads_by_cosine():
@@ -149,6 +151,75 @@ def test_centred_filters_have_no_mean_and_nothing_else_changes():
         if fast.ndim == 5:
             expected = expected - expected.mean(axis=(-3, -2, -1), keepdims=True)
         np.testing.assert_allclose(other.array, expected, atol=1e-6 * abs(fast.array).max())
+
+
+def negative_model(**settings):
+    """Fast weights of its convolutions are all negative, and whatever u and b learn depends on other layers' alone."""
+    model = small_model(**settings)
+    model.d_conv.out.b.array[...] = model.m_conv.l3.b.array[...] = -10
+    return model
+
+
+def outcome(model, task):
+    """Scores, and the gradients of all parameters."""
+    scores = model(task.support_x, task.support_y, task.query_x)
+    model.cleargrads()
+    F.sum(F.softmax_cross_entropy(scores, task.query_y, reduce='no')).backward()
+    return [scores.array] + [np.zeros_like(param.array) if param.grad is None else param.grad
+                             for _, param in sorted(model.namedparams())]
+
+
+def count_calls(monkeypatch, *learners):
+    calls = []
+    for learner in learners:
+        monkeypatch.setattr(learner, 'forward', lambda gradients, learner=learner, forward=learner.forward:
+                            calls.append(learner) or forward(gradients))
+    return calls
+
+
+@pytest.mark.parametrize('negative_images', [False, True])
+def test_negative_weights_are_made_only_where_they_matter_and_nothing_changes(negative_images, monkeypatch):
+    task = episode(5, 1)
+    if negative_images:
+        task = data.Episode(task.support_x - .5, task.support_y, task.query_x - .5, task.query_y)
+    model = negative_model()
+    calls = count_calls(monkeypatch, model.m_conv, model.d_conv)
+    ours = outcome(model, task)
+    assert calls == ([model.d_conv, model.m_conv] if negative_images else [])
+    with monkeypatch.context() as patch:
+        for learner in (model.m_conv, model.d_conv):
+            patch.setattr(learner, 'is_negative', lambda gradients: False)
+        expected = outcome(model, task)
+    for array, desired in zip(ours, expected):
+        np.testing.assert_array_equal(array, desired)
+
+
+def test_negative_weights_matter_without_relu(monkeypatch):
+    model = negative_model()
+    for network in (model.base, model.embed):
+        network.conv3.activation = F.tanh
+    calls = count_calls(monkeypatch, model.m_conv, model.d_conv)
+    ours = outcome(model, episode(5, 1))
+    assert calls == [model.d_conv, model.m_conv]
+    monkeypatch.setattr(model.m_conv, 'is_negative', lambda gradients: False)
+    monkeypatch.setattr(model.d_conv, 'is_negative', lambda gradients: False)
+    for array, desired in zip(ours, outcome(model, episode(5, 1))):
+        np.testing.assert_allclose(array, desired, rtol=1e-4, atol=1e-6 * abs(desired).max())
+
+
+def test_negative_weights_can_be_looked_at_and_count_as_shut():
+    model = negative_model()
+    task = episode(5, 1)
+    with model.watch() as alive:
+        model(*task[:3])
+    assert alive['base/conv2'] == [0.0] and alive['embed/conv2'] == [0.0, 0.0]
+    for weights in (model.task_fast_weights(*task[:2], 5), model.example_fast_weights(*task[:2], 5)):
+        assert all((fast.array < -1).all() for fast in weights[:5]) and weights[0].array.shape[-4:] == (8, 3, 3, 1)
+
+
+def test_centred_filters_are_never_taken_for_negative():
+    assert (outcome(negative_model(centred=True), episode(5, 1))[0]
+            != outcome(negative_model(), episode(5, 1))[0]).any()
 
 
 def test_an_inserted_softmax_layer_is_never_trained():

@@ -1,0 +1,103 @@
+"""`bounds` against what the meta learner itself generates."""
+import chainer_compat  # noqa: F401  (before Chainer)
+import chainer
+import numpy as np
+import pytest
+
+import bounds
+import functions
+
+SHAPES = {'mlp': [(20, 2), (20,), (20, 20), (20,), (1, 20), (1,)],
+          'lstm': [(80, 2), (80,), (80, 20), (1, 20), (1,)]}
+
+
+def parameters(name, seed, scale):
+    random = np.random.RandomState(seed)
+    return [random.uniform(-scale, scale, shape).astype(np.float32) for shape in SHAPES[name]]
+
+
+def gradients(steps, size=5000, seed=0):
+    """Of all magnitudes and both signs, and some of zero."""
+    random = np.random.RandomState(seed)
+    values = random.choice([-1, 0, 1], (steps, size)) * np.exp(random.uniform(-20, 3, (steps, size)))
+    return values.astype(np.float32)
+
+
+def generated(name, arrays, params):
+    arrays = [array[0] for array in arrays] if name == 'mlp' else arrays
+    return np.concatenate([y.array.ravel() for y in getattr(functions, name)(arrays, *params)])
+
+
+def is_negative(name, arrays, params):
+    return bounds.is_negative(getattr(bounds, name), arrays, *map(chainer.Variable, params))
+
+
+CASES = [('mlp', 1), ('lstm', 1), ('lstm', 2), ('lstm', 5)]
+
+
+@pytest.mark.parametrize('name, steps', CASES)
+@pytest.mark.parametrize('scale', [.1, .3, 1, 10])
+def test_what_is_said_to_be_negative_is(name, steps, scale):
+    """Whatever the last bias; and enough of it is found out."""
+    for seed in range(2):
+        params = parameters(name, seed, scale)
+        arrays = [gradients(steps), gradients(steps, 70, seed=1)]
+        params[-1] -= generated(name, arrays, params).max()
+        largest = generated(name, arrays, params).max()
+        found = []
+        spread = np.abs(params[-2]).sum()
+        for shift in spread * np.array([-.01, 0, 1e-6, 1e-4, .01, .1, .5, 1, 10, 100], np.float32):
+            shifted = params[:-1] + [params[-1] - shift]
+            found.append(is_negative(name, arrays, shifted))
+            assert not found[-1] or generated(name, arrays, shifted).max() < 0
+        assert not any(found[:2]) and abs(largest) < 1e-4 * (1 + spread)
+        assert found == sorted(found)
+        if scale <= .3:
+            assert all(found[-3:])
+
+
+def test_only_as_far_as_gradients_reach():
+    """Magnitude times 1, above 0 for gradients above e^(7/2) alone."""
+    params = [np.zeros(shape, np.float32) for shape in SHAPES['mlp']]
+    params[0][0, 0] = params[2][0, 0] = params[4][0, 0] = 1
+    params[5][0] = -.5
+    assert is_negative('mlp', [np.array([[30, -1]], np.float32)], params)
+    assert not is_negative('mlp', [np.array([[30, -1]], np.float32), np.array([[-35]], np.float32)], params)
+
+
+def test_channels_are_bound_together():
+    """Above 0 only where the sign channel is near 0 and the magnitude channel above -1: no gradient is there."""
+    params = [np.zeros(shape, np.float32) for shape in SHAPES['mlp']]
+    params[0][0], params[1][0] = [1, 1], 0
+    params[0][1], params[1][1] = [1, -1], 0
+    params[0][2], params[1][2] = [1, 0], 1
+    params[2][0, :3], params[4][0, 0] = [-1, -1, 1], 1
+    params[5][0] = -1.1
+    arrays = [gradients(1)]
+    assert generated('mlp', arrays, params).max() < 0
+    assert is_negative('mlp', arrays, params)
+
+
+@pytest.mark.parametrize('name, steps', CASES)
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_nothing_is_said_of_what_is_not_finite(name, steps, value):
+    params = parameters(name, 0, .1)
+    params[-1] -= 100
+    array = gradients(steps)
+    assert is_negative(name, [array], params)
+    array[0, 5] = value
+    assert not is_negative(name, [array], params)
+
+
+def test_sequences_too_long_to_settle():
+    params = parameters('lstm', 0, .1)
+    params[-1] -= 100
+    assert not is_negative('lstm', [gradients(12, 5)], params)
+
+
+def test_nothing_is_said_where_numbers_overflow():
+    params = parameters('mlp', 0, 1)
+    for param in params[:-1]:
+        param *= 1e25
+    with np.errstate(all='ignore'):
+        assert not is_negative('mlp', [gradients(1)], params)
