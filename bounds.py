@@ -1,4 +1,4 @@
-"""Interval arithmetic on the meta learner: it tells, before fast weights are made, when they make no difference.
+"""Bounds on what the meta learner generates: they tell, before fast weights are made, when these make no difference.
 
 Fast weights that are all negative yield no positive product with inputs that aren't negative, as those of a layer after
 a ReLU; the ReLU after it lets nothing through, and neither the loss nor any gradient depends on them. With the paper's
@@ -8,7 +8,8 @@ fast weights takes.
 
 A preprocessed gradient is a point of a curve, although it has two channels: its sign channel is -1 or 1 wherever its
 magnitude channel is above -1. Position p on that curve is magnitude max(|p|, 1) - 2 and sign clip(p, -1, 1). Sequences
-of gradients are enclosed in boxes, an interval of positions for each step, that `mlp` and `lstm` follow to the output.
+of gradients are put into boxes, an interval of positions for each step, and boxes are followed through the network by
+affine arithmetic (de Figueiredo & Stolfi 2004).
 """
 import chainer_compat  # noqa: F401  (before Chainer)
 import numpy
@@ -16,38 +17,40 @@ from chainer.backends import cuda
 
 from functions import preprocess
 
-# Of a number: what rounding may have moved it by, and by how little gradients leave the curve, generously.
-SLACK = 1e-4
+# What rounding may do to a sum of products, relative to its terms, and to other numbers: generously.
+ROUNDING = 1e-5
+# How far from its curve `preprocess` may put a gradient, for it adds an epsilon.
+OFF = 2e-5
 # Boxes to try at a time, and how many times.
-BOXES = 8192
+BOXES = 4096
 ROUNDS = 4
 
 
-def is_negative(bound, gradients, *parameters):
+def is_negative(follow, gradients, *parameters):
     """Whether all fast weights for these gradients are surely negative.
 
     Args:
-        bound: `mlp` or `lstm`.
+        follow: `mlp` or `lstm`.
         gradients: sequence of float arrays (t, ...), time first; of `mlp`, t is 1.
         parameters: as of the function of the same name in `functions`, but variables.
 
     Returns:
         True if they are, False if they may not be.
     """
-    parameters = [cuda.to_cpu(parameter.array) for parameter in parameters]
     largest = _largest(gradients)
     if not numpy.isfinite(largest).all():
         return False
+    parameters = [cuda.to_cpu(parameter.array) for parameter in parameters]
     ends = 2 + preprocess(largest)[0]
     ones = numpy.ones_like(ends)
-    edges = numpy.stack([-ends, -ones, 0 * ones, ones, ends], axis=1)[:, :, None]  # of one box: (t, 5, 1)
+    edges = numpy.stack([-ends, -ones, ones, ends], axis=1)[:, :, None]  # of one box: (t, 4, 1)
     for _ in range(ROUNDS):
         low, high = edges[:, :-1], edges[:, 1:]
         steps, intervals, boxes = low.shape
         if intervals ** steps * boxes > BOXES:
             return False
-        _, upper = bound(_inputs(low, high), *parameters)
-        combination, box = numpy.nonzero(~(upper < 0))  # what is not a number among them
+        weights = follow(enclosures(low, high), *parameters)
+        combination, box = numpy.nonzero(~((weights.centre + weights.reach())[0] < 0))
         if not len(box):
             return True
         # Halve the intervals of the boxes that aren't settled. The last step's interval comes first in a combination.
@@ -64,65 +67,117 @@ def _largest(gradients):
     return numpy.max([cuda.to_cpu(part) for g in flat for part in (g.max(axis=1), -g.min(axis=1))], axis=0)
 
 
-def _inputs(low, high):
-    """Bounds on positions, (t, intervals, boxes), to bounds on the two channels: a pair of (t, 2, intervals, boxes)."""
-    near = numpy.where((low < 0) & (high > 0), 0, numpy.minimum(abs(low), abs(high)))
-    far = numpy.maximum(abs(low), abs(high))
-    return [numpy.stack((distance.clip(1) - 2, position.clip(-1, 1)), axis=1)
-            for distance, position in ((near, low), (far, high))]
+class Enclosure:
+    """Where values are: at centre + sum_t linear[t] e_t, give or take `radius`, with the same e_t in [-1, 1] for all.
+
+    e_t is where in its interval the gradient of step t is. That quantities depend on the same gradients isn't forgotten,
+    so that less is lost from operation to operation than with intervals.
+
+    Args:
+        centre, radius: arrays (units, combinations, boxes): a combination takes one of a box's intervals at each step.
+        linear: array (t, units, combinations, boxes).
+    """
+
+    def __init__(self, centre, linear, radius):
+        self.centre, self.linear, self.radius = centre, linear, radius
+
+    def reach(self):
+        """How far from its centre a value may be."""
+        return abs(self.linear).sum(axis=0) + self.radius
+
+    def map(self, function):
+        """The same rearrangement of each of the three arrays."""
+        return Enclosure(*map(function, (self.centre, self.linear, self.radius)))
+
+    def __add__(self, other):
+        return Enclosure(self.centre + other.centre, self.linear + other.linear, self.radius + other.radius)
+
+    def __mul__(self, other):
+        return Enclosure(self.centre * other.centre, self.centre * other.linear + other.centre * self.linear,
+                          abs(self.centre) * other.radius + abs(other.centre) * self.radius
+                          + self.reach() * other.reach())
+
+    def affine(self, weight, bias):
+        """weight x + bias"""
+        def dot(weight, x):
+            return numpy.matmul(weight, x.reshape(x.shape[:-2] + (-1,))).reshape(
+                x.shape[:-3] + (len(weight),) + x.shape[-2:])
+
+        bias = bias[:, None, None]
+        return Enclosure(dot(weight, self.centre) + bias, dot(weight, self.linear),
+                          dot(abs(weight), self.radius + ROUNDING * abs(self.centre)) + ROUNDING * abs(bias))
+
+    def through(self, function, derivative):
+        """An increasing function whose derivative is smallest at one of the ends of any interval."""
+        reach = self.reach()
+        low, high = self.centre - reach, self.centre + reach
+        slope = numpy.minimum(derivative(low), derivative(high))
+        # Less that slope, the function still increases.
+        low, high = function(low) - slope * low, function(high) - slope * high
+        return Enclosure(slope * self.centre + (low + high) / 2, slope * self.linear,
+                          slope * self.radius + (high - low) / 2 + ROUNDING)
+
+    def relu(self):
+        return self.through(lambda x: numpy.maximum(x, 0), lambda x: (x > 0).astype(x.dtype))
+
+    def tanh(self):
+        return self.through(numpy.tanh, lambda x: 1 - numpy.tanh(x) ** 2)
+
+    def sigmoid(self):
+        return self.through(lambda x: .5 + .5 * numpy.tanh(x / 2), lambda x: .25 - .25 * numpy.tanh(x / 2) ** 2)
+
+
+def enclosures(low, high):
+    """Preprocessed gradients within intervals of positions.
+
+    Args:
+        low, high: the intervals, float (t, intervals, boxes); none has -1 or 1 inside, so that both channels depend on
+            the position linearly.
+
+    Returns:
+        A list of `Enclosure`, one for each step, of two units.
+    """
+    low, high = (numpy.stack((abs(p).clip(1) - 2, p.clip(-1, 1)), axis=1) for p in (low, high))
+    centre, linear = (low + high) / 2, (high - low) / 2
+    steps = numpy.eye(len(centre), dtype=centre.dtype)[:, :, None, None, None]
+    return [Enclosure(centre[t], steps[t] * linear[t], numpy.full_like(centre[t], OFF)) for t in range(len(centre))]
 
 
 def mlp(inputs, W1, b1, W2, b2, W3, b3):
-    """Bounds of m's output.
+    """m's output.
 
     Args:
-        inputs: bounds of the preprocessed gradients, a pair of arrays (1, 2, intervals, boxes).
+        inputs: list of a single `Enclosure`.
         W1, b1, W2, b2, W3, b3: arrays as in `functions.mlp`.
 
     Returns:
-        A pair of arrays (intervals, boxes).
+        `Enclosure`: of one unit.
     """
-    hidden = [numpy.maximum(bound, 0) for bound in _affine([bound[0] for bound in inputs], W1, b1)]
-    hidden = [numpy.maximum(bound, 0) for bound in _affine(hidden, W2, b2)]
-    return [bound[0] for bound in _affine(hidden, W3, b3)]
+    gradient, = inputs
+    return gradient.affine(W1, b1).relu().affine(W2, b2).relu().affine(W3, b3)
 
 
 def lstm(inputs, W, b, V, W_out, b_out):
-    """Bounds of d's output, for every combination of the steps' intervals.
+    """d's output, for every combination of the steps' intervals.
 
     Args:
-        inputs: bounds of the preprocessed gradients, a pair of arrays (t, 2, intervals, boxes).
+        inputs: list of `Enclosure`, one for each step.
         W, b, V, W_out, b_out: arrays as in `functions.lstm`.
 
     Returns:
-        A pair of arrays (intervals ** t, boxes): the first step's interval changes fastest along the first axis.
+        `Enclosure`: of one unit; from combination to combination the first step's interval changes fastest.
     """
     units = V.shape[1]
-    _, _, intervals, boxes = inputs[0].shape
-    hidden = cell = [numpy.zeros((units, 1, boxes), W.dtype)] * 2
-    for step in zip(*inputs):
-        # Combinations so far share what the lateral weights make of them.
-        gates = [(given[:, :, None] + past[:, None]).reshape(units, 4, -1, boxes)
-                 for given, past in zip(_affine(step, W, b), _affine(hidden, V))]
-        a = [numpy.tanh(bound[:, 0]) for bound in gates]
-        i, f, o = ([numpy.tanh(bound[:, k] / 2) / 2 + .5 for bound in gates] for k in (1, 2, 3))
-        cell = [numpy.tile(bound, (1, intervals, 1)) for bound in cell]
-        low, high = (new + kept for new, kept in zip(_gated(a, i), _gated(cell, f)))
-        cell = [low - SLACK, high + SLACK]
-        hidden = _gated([numpy.tanh(bound) for bound in cell], o)
-    return [bound[0] for bound in _affine(hidden, W_out, b_out)]
-
-
-def _affine(bounds, weight, bias=0):
-    """Bounds of weight x + bias, (o, ...), for x within bounds (k, ...)."""
-    low, high = (bound.reshape(len(bound), -1) for bound in bounds)
-    middle, radius = (low + high) / 2, (high - low) / 2
-    radius += SLACK * (abs(middle) + radius)
-    middle, radius = weight.dot(middle) + numpy.reshape(bias, (-1, 1)), abs(weight).dot(radius)
-    return [bound.reshape((len(weight),) + bounds[0].shape[1:]) for bound in (middle - radius, middle + radius)]
-
-
-def _gated(bounds, gate):
-    """Bounds of x times a gate, for x within bounds and the gate, which isn't negative, within its own."""
-    (low, high), (closed, opened) = bounds, gate
-    return numpy.minimum(low * closed, low * opened), numpy.maximum(high * closed, high * opened)
+    _, intervals, boxes = inputs[0].centre.shape
+    zeros = numpy.zeros((units, 1, boxes), W.dtype)
+    cell = hidden = Enclosure(zeros, numpy.zeros((len(inputs),) + zeros.shape, W.dtype), zeros)
+    for gradient in inputs:
+        # Each combination so far goes on with each interval.
+        count = hidden.centre.shape[1]
+        given = gradient.affine(W, b).map(lambda x: x.repeat(count, axis=-2))
+        past, cell = (x.map(lambda x: numpy.tile(x, (intervals, 1))) for x in (hidden.affine(V, 0 * b), cell))
+        gates = (given + past).map(lambda x: x.reshape(x.shape[:-3] + (units, 4) + x.shape[-2:]))
+        a, i, f, o = (gates.map(lambda x: x[..., gate, :, :]) for gate in range(4))
+        cell = a.tanh() * i.sigmoid() + f.sigmoid() * cell
+        hidden = cell.tanh() * o.sigmoid()
+    return hidden.affine(W_out, b_out)
