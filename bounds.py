@@ -70,8 +70,8 @@ def _largest(gradients):
 class Enclosure:
     """Where values are: at centre + sum_t linear[t] e_t, give or take `radius`, with the same e_t in [-1, 1] for all.
 
-    e_t is where in its interval the gradient of step t is. That quantities depend on the same gradients isn't forgotten,
-    so that less is lost from operation to operation than with intervals.
+    e_t is where in its interval the gradient of step t is. That quantities depend on the same gradients isn't
+    forgotten, so that less is lost from operation to operation than with intervals.
 
     Args:
         centre, radius: arrays (units, combinations, boxes): a combination takes one of a box's intervals at each step.
@@ -93,9 +93,8 @@ class Enclosure:
         return Enclosure(self.centre + other.centre, self.linear + other.linear, self.radius + other.radius)
 
     def __mul__(self, other):
-        return Enclosure(self.centre * other.centre, self.centre * other.linear + other.centre * self.linear,
-                          abs(self.centre) * other.radius + abs(other.centre) * self.radius
-                          + self.reach() * other.reach())
+        radius = abs(self.centre) * other.radius + abs(other.centre) * self.radius + self.reach() * other.reach()
+        return Enclosure(self.centre * other.centre, self.centre * other.linear + other.centre * self.linear, radius)
 
     def affine(self, weight, bias):
         """weight x + bias"""
@@ -104,8 +103,9 @@ class Enclosure:
                 x.shape[:-3] + (len(weight),) + x.shape[-2:])
 
         bias = bias[:, None, None]
+        radius = self.radius + ROUNDING * (abs(self.centre) + self.reach())
         return Enclosure(dot(weight, self.centre) + bias, dot(weight, self.linear),
-                          dot(abs(weight), self.radius + ROUNDING * abs(self.centre)) + ROUNDING * abs(bias))
+                         dot(abs(weight), radius) + ROUNDING * abs(bias))
 
     def through(self, function, derivative):
         """An increasing function whose derivative is smallest at one of the ends of any interval."""
@@ -114,8 +114,8 @@ class Enclosure:
         slope = numpy.minimum(derivative(low), derivative(high))
         # Less that slope, the function still increases.
         low, high = function(low) - slope * low, function(high) - slope * high
-        return Enclosure(slope * self.centre + (low + high) / 2, slope * self.linear,
-                          slope * self.radius + (high - low) / 2 + ROUNDING)
+        radius = slope * self.radius + (high - low) / 2 + ROUNDING
+        return Enclosure(slope * self.centre + (low + high) / 2, slope * self.linear, radius)
 
     def relu(self):
         return self.through(lambda x: numpy.maximum(x, 0), lambda x: (x > 0).astype(x.dtype))

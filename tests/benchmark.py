@@ -6,12 +6,12 @@
     PEER_PYTHON=/path/to/python python tests/benchmark.py --peer FILE.py     # in turn with another implementation
 
 Omniglot's model is timed twice: with initial weights, and with those of `assets/omniglot_5way.npz`. The latter is how
-it is from some dozens of training episodes on: all fast weights of convolutions are negative, their ReLUs shut, and
-products that can't pass one are left out.
+it is from some dozens of training episodes on: all fast weights of convolutions are negative, which is shown before
+they are made, so they aren't, nor their products, that no ReLU would let through.
 
-A part's rate counts the multiply-adds of its matrix products, two operations each, once: what is computed again in the
-backward pass, and what a part leaves out, is not taken into account. A peer is a script that takes --way,
---shot, --query and --repeats and prints `train: SECONDS s per episode` and `test: SECONDS s per episode`.
+A part's rate counts the multiply-adds of its matrix products, two operations each, once: neither what is computed again
+in the backward pass, nor what isn't made. A peer is a script that takes --way, --shot, --query and --repeats and prints
+`train: SECONDS s per episode` and `test: SECONDS s per episode`.
 """
 import argparse
 import contextlib
@@ -76,29 +76,39 @@ class Clock:
 
 
 def per_example(network, side):
-    """Multiply-adds of an example and one set of weights: in the layers of slow weights alone, in adaptable ones."""
-    counts = [0, 0]
+    """Multiply-adds of an example and one set of weights, and the number of weights, by kind of layer.
+
+    Returns:
+        A pair of dicts {kind: int}, the kinds 'slow', of slow weights alone, and of adaptable layers 'conv' and 'fc'.
+    """
+    products, weights = ({'slow': 0, 'conv': 0, 'fc': 0} for _ in range(2))
     for link in network.links():
         if isinstance(link, (metanet.FastLayer, metanet.NormalizedConvolution2D, chainer.links.Linear)) and not (
                 isinstance(link, metanet.SoftmaxLayer)):
-            counts[isinstance(link, metanet.FastLayer)] += link.W.size * (side ** 2 if link.W.ndim == 4 else 1)
+            kind = 'slow' if not isinstance(link, metanet.FastLayer) else 'conv' if link.W.ndim == 4 else 'fc'
+            products[kind] += link.W.size * (side ** 2 if link.W.ndim == 4 else 1)
+            weights[kind] += link.W.size
             if link.W.ndim == 4:
                 side = -(-side // 2)
-    return counts
+    return products, weights
 
 
-def multiply_adds(args, model):
-    """Of the products in each part's forward pass."""
+def multiply_adds(args, model, unmade):
+    """Of the products in each part's forward pass; `unmade` tells which of 'd' and 'm' leave out convolutions."""
     support, queries = args.way * args.shot, args.way * args.query
     steps = -(-support // model.group_size(support))
     lstm, mlp = steps * 4 * 20 * (2 + 20) + 20, 2 * 20 + 20 * 20 + 20
-    networks = {'embed': model.embed, 'base': model.base}
-    slow, fast = zip(*(per_example(network, MODELS[args.model]['size']) for network in networks.values()))
-    coordinates = [sum(layer.W.size for layer in network.fast_layers(args.way)) for network in networks.values()]
-    parts = {'embed gradients': support * (slow[0] + 3 * fast[0]), 'd': coordinates[0] * lstm,
-             'embed': (support + queries) * (slow[0] + 2 * fast[0]),
-             'base gradients': support * (slow[1] + 3 * fast[1]), 'm': support * coordinates[1] * mlp,
-             'reading': queries * support * coordinates[1], 'base': queries * (slow[1] + 2 * fast[1])}
+    parts = {}
+    for part, network, learner, examples in (('embed', model.embed, 'd', support + queries),
+                                             ('base', model.base, 'm', queries)):
+        products, weights = per_example(network, MODELS[args.model]['size'])
+        adaptable = products['conv'] + products['fc']
+        made = (lambda counts: counts['fc']) if learner in unmade else lambda counts: counts['conv'] + counts['fc']
+        parts[part + ' gradients'] = support * (products['slow'] + 3 * adaptable)
+        parts[learner] = made(weights) * (lstm if learner == 'd' else support * mlp)
+        if part == 'base':
+            parts['reading'] = queries * support * made(weights)
+        parts[part] = examples * (products['slow'] + adaptable + made(products))
     # Two more products of the same size for each, one with respect to the inputs, one to the weights.
     parts['backward'] = 2 * sum(parts[name] for name in ('d', 'embed', 'm', 'reading', 'base'))
     return parts
@@ -122,7 +132,12 @@ def sampler(args, device):
 
 
 def run(args, weights):
-    """Two dicts, training and test: {part: list of seconds, one for each episode}, the whole under `episode`."""
+    """Times episodes of a new model.
+
+    Returns:
+        The model; which of its meta learners, 'd' and 'm', left convolutions' fast weights unmade in the end; two
+        dicts, of training and test: {part: list of seconds, one for each episode}, the whole under `episode`.
+    """
     device = chainer.get_device('@numpy' if args.gpu < 0 else '@cupy:%d' % args.gpu)
     device.use()
     model = build(args, weights)
@@ -132,11 +147,20 @@ def run(args, weights):
     clock = Clock(device)
     model.meta_information = clock.timed(
         model.meta_information, lambda network, *_: '%s gradients' % ('base' if network is model.base else 'embed'))
-    model.meta_learner = clock.timed(model.meta_learner, lambda name, *_: name)
+    unmade = {}
+    meta_learner = clock.timed(model.meta_learner, lambda name, *_: name)
+
+    def watched(name, gradients):
+        generated = meta_learner(name, gradients)
+        unmade[name] = any(isinstance(weights, metanet.NegativeWeights) for weights in generated)
+        return generated
+
+    model.meta_learner = watched
     model.base.classify = clock.timed(model.base.classify, 'base')
     model.embed.forward = clock.timed(model.embed.forward, 'embed')
     with mock.patch.object(metanet.Memory, 'read', clock.timed(metanet.Memory.read, 'reading')):
-        return model, time_episodes(args, model, optimizer, clock)
+        times = time_episodes(args, model, optimizer, clock)
+    return model, {name for name in unmade if unmade[name]}, times
 
 
 def time_episodes(args, model, optimizer, clock):
@@ -173,9 +197,9 @@ def product_rate(n=2048):
     return 2e-9 * n ** 3 / min(seconds)
 
 
-def report(args, model, times):
-    """Prints the tables of one model."""
-    counts = multiply_adds(args, model)
+def report(args, model, unmade, times):
+    """Prints the tables of one `run`."""
+    counts = multiply_adds(args, model, unmade)
     for title, parts in zip(('train', 'test'), times):
         print('\n%-16s %8s %8s %8s' % (title, 'median', 'min', 'GFLOP/s'))
         for part in list(counts) + ['update', 'episode']:
@@ -199,7 +223,7 @@ def race(args, ours):
     peers = [], []
     for i in range(args.rounds):
         for weights in ours if i else ():
-            for seconds, parts in zip(ours[weights], run(args, weights)[1]):
+            for seconds, parts in zip(ours[weights], run(args, weights)[-1]):
                 seconds += parts['episode']
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, universal_newlines=True).stdout
         for seconds, name in zip(peers, ('train', 'test')):
@@ -229,9 +253,9 @@ def main():
           '%d threads' % (args.model, args.way, args.shot, args.query, args.repeats, product_rate(), functions.THREADS))
     ours = {}
     for weights in ('initial', 'trained') if args.model == 'full' else ('initial',):
-        model, times = run(args, weights)
+        model, unmade, times = run(args, weights)
         print('\n%s weights' % weights)
-        report(args, model, times)
+        report(args, model, unmade, times)
         ours[weights] = [list(parts['episode']) for parts in times]
     # Linux counts in KiB, macOS in bytes.
     print('\npeak memory %.2f GB' % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
