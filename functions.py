@@ -184,6 +184,7 @@ class _Products(FunctionNode):
     """y = sum_i act(W_i x): what `convolution` and `linear` share. Subclasses turn x into columns and back."""
 
     windows = None  # of a pooling that follows
+    shift = None  # of each output, followed by a ReLU after all else; there is no way back from it
 
     def __init__(self, group, relu):
         self.group = group
@@ -257,6 +258,9 @@ class _Products(FunctionNode):
                         out += product
                 if self.windows:
                     self.windows.pool(self.maps(out, x.shape), start, stop, y[start:stop])
+                if self.shift is not None:
+                    y[start:stop] += self.shift
+                    _relu(y[start:stop])
 
         _in_parts(work, self._cut(x, weights))
         return (y.transpose(0, 3, 1, 2) if self.windows else self.from_rows(y, x.shape)),
@@ -321,9 +325,10 @@ class _Convolution(_Products):
 
     x_ndim, weight_ndim = 4, 4
 
-    def __init__(self, group, relu, pool):
+    def __init__(self, group, relu, pool, shift=None):
         super().__init__(group, relu)
         self.pool = pool
+        self.shift = shift
 
     def forward(self, inputs):
         x, weight = inputs[:2]
@@ -602,6 +607,28 @@ def normalized_relu(x, bn):
         average *= bn.decay
         average += (1 - bn.decay) * value
     return y
+
+
+def normalized_convolution(x, weight, bn):
+    """Convolution, `normalized_relu` and `max_pooling`; all within the cache where nothing has to be differentiated.
+
+    Args:
+        x: feature maps, float (n, c, h, w).
+        weight: float (o, kh, kw, c), as in `convolution`.
+        bn: a `chainer.links.BatchNormalization` of size o.
+
+    Returns:
+        chainer.Variable: float (n, o, ceil(h / 2), ceil(w / 2)).
+
+    Raises:
+        chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
+    """
+    if chainer.config.train or chainer.config.enable_backprop:
+        return max_pooling(normalized_relu(convolution(x, [weight]), bn))
+    scale = bn.gamma.array / cuda.get_array_module(bn.avg_var).sqrt(bn.avg_var + bn.eps)
+    # Scaled weights scale the maps; a shift and ReLU are the same after pooling, where there is a quarter to do.
+    convolution_ = _Convolution(1, False, True, bn.beta.array - bn.avg_mean * scale)
+    return convolution_.apply((x, weight * scale[:, None, None, None]))[0]
 
 
 class _Mixture(FunctionNode):

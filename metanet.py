@@ -227,8 +227,7 @@ class NormalizedConvolution2D(chainer.Chain):
             self.bn = L.BatchNormalization(out_channels)
 
     def forward(self, x):
-        y = functions.convolution(x, [F.transpose(self.W, (0, 2, 3, 1))])
-        return functions.max_pooling(functions.normalized_relu(y, self.bn))
+        return functions.normalized_convolution(x, F.transpose(self.W, (0, 2, 3, 1)), self.bn)
 
 
 class CNN(Network):

@@ -253,6 +253,20 @@ def test_mixture(shapes):
     assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
 
 
+@pytest.mark.parametrize('n, c, o, side', [(1, 1, 2, 3), (30, 3, 32, 41)])
+def test_normalized_convolution_without_backward_pass(n, c, o, side):
+    x, weight = draw(n, c, side, side, dtype=np.float32), draw(o, 3, 3, c, dtype=np.float32)
+    bn = chainer.links.BatchNormalization(o)
+    for i, array in enumerate((bn.gamma.array, bn.beta.array, bn.avg_mean)):
+        array[...] = draw(o, seed=i)
+    bn.avg_var[...] = draw(o) ** 2
+    with chainer.using_config('train', False):
+        expected = functions.normalized_convolution(x, chainer.Variable(weight), bn).array
+        assert expected.shape == (n, o, -(-side // 2), -(-side // 2)) and (expected > 0).any()
+        with chainer.no_backprop_mode():
+            np.testing.assert_allclose(functions.normalized_convolution(x, weight, bn).array, expected, atol=1e-5)
+
+
 def test_mixture_numerically():
     arrays = [draw(3, 2), draw(2, 4), draw(2, 3, 2)]
     gradient_check.check_backward(lambda weights, *values: tuple(functions.mixture(weights, values)), arrays,
