@@ -627,8 +627,8 @@ def normalized_convolution(x, weight, bn):
         return max_pooling(normalized_relu(convolution(x, [weight]), bn))
     scale = bn.gamma.array / cuda.get_array_module(bn.avg_var).sqrt(bn.avg_var + bn.eps)
     # Scaled weights scale the maps; a shift and ReLU are the same after pooling, where there is a quarter to do.
-    convolution_ = _Convolution(1, False, True, bn.beta.array - bn.avg_mean * scale)
-    return convolution_.apply((x, weight * scale[:, None, None, None]))[0]
+    function = _Convolution(1, False, True, bn.beta.array - bn.avg_mean * scale)
+    return function.apply((x, weight * scale[:, None, None, None]))[0]
 
 
 class _Mixture(FunctionNode):
