@@ -152,7 +152,7 @@ def test_centred_filters_have_no_mean_and_nothing_else_changes():
 
 
 def negative_model(**settings):
-    """Fast weights of its convolutions are all negative, and whatever u and b learn depends on other layers' alone."""
+    """The fast weights of its convolutions are all negative."""
     model = small_model(**settings)
     model.d_conv.out.b.array[...] = model.m_conv.l3.b.array[...] = -10
     return model
@@ -165,6 +165,13 @@ def outcome(model, task):
     F.sum(F.softmax_cross_entropy(scores, task.query_y, reduce='no')).backward()
     return [scores.array] + [np.zeros_like(param.array) if param.grad is None else param.grad
                              for _, param in sorted(model.namedparams())]
+
+
+def outcome_with_all_made(model, task, monkeypatch):
+    with monkeypatch.context() as patch:
+        for learner in (model.m_conv, model.d_conv):
+            patch.setattr(learner, 'is_negative', lambda gradients: False)
+        return outcome(model, task)
 
 
 def count_calls(monkeypatch, *learners):
@@ -184,11 +191,7 @@ def test_negative_weights_are_made_only_where_they_matter_and_nothing_changes(ne
     calls = count_calls(monkeypatch, model.m_conv, model.d_conv)
     ours = outcome(model, task)
     assert calls == ([model.d_conv, model.m_conv] if negative_images else [])
-    with monkeypatch.context() as patch:
-        for learner in (model.m_conv, model.d_conv):
-            patch.setattr(learner, 'is_negative', lambda gradients: False)
-        expected = outcome(model, task)
-    for array, desired in zip(ours, expected):
+    for array, desired in zip(ours, outcome_with_all_made(model, task, monkeypatch)):
         np.testing.assert_array_equal(array, desired)
 
 
@@ -199,9 +202,7 @@ def test_negative_weights_matter_without_relu(monkeypatch):
     calls = count_calls(monkeypatch, model.m_conv, model.d_conv)
     ours = outcome(model, episode(5, 1))
     assert calls == [model.d_conv, model.m_conv]
-    monkeypatch.setattr(model.m_conv, 'is_negative', lambda gradients: False)
-    monkeypatch.setattr(model.d_conv, 'is_negative', lambda gradients: False)
-    for array, desired in zip(ours, outcome(model, episode(5, 1))):
+    for array, desired in zip(ours, outcome_with_all_made(model, episode(5, 1), monkeypatch)):
         np.testing.assert_allclose(array, desired, rtol=1e-4, atol=1e-6 * abs(desired).max())
 
 
