@@ -37,11 +37,15 @@ _blas = ThreadpoolController()
 _pool = ThreadPoolExecutor()
 
 
-def _in_parts(work, blocks):
-    """Calls `work` on up to `PARTS` runs of consecutive `blocks` in `THREADS` threads; returns its results in order."""
+def _in_parts(work, blocks, xp):
+    """Calls `work` on up to `PARTS` runs of consecutive `blocks` in `THREADS` threads; returns its results in order.
+
+    On a GPU in this thread alone: others have another current device.
+    """
     edges = [i * len(blocks) // PARTS for i in range(PARTS + 1)]
     runs = [blocks[start:stop] for start, stop in zip(edges, edges[1:]) if start < stop]
     results, left = [None] * len(runs), enumerate(runs)
+    threads = min(THREADS, len(runs)) if xp is numpy else 1
 
     def take():
         for i, run in left:
@@ -49,7 +53,7 @@ def _in_parts(work, blocks):
 
     # The threads already fill the cores: BLAS must not start threads of its own in each of them.
     with _blas.limit(limits=1, user_api='blas'):
-        helpers = [_pool.submit(take) for _ in range(min(THREADS, len(runs)) - 1)]
+        helpers = [_pool.submit(take) for _ in range(threads - 1)]
         take()
         for helper in helpers:
             if not helper.cancel():  # one that hasn't begun isn't needed any more
@@ -262,7 +266,7 @@ class _Products(FunctionNode):
                     y[start:stop] += self.shift
                     _relu(y[start:stop])
 
-        _in_parts(work, self._cut(x, weights))
+        _in_parts(work, self._cut(x, weights), xp)
         return (y.transpose(0, 3, 1, 2) if self.windows else self.from_rows(y, x.shape)),
 
     def backward(self, indexes, grad_outputs):
@@ -308,7 +312,7 @@ class _Products(FunctionNode):
                     gx[start:stop] = 0 if g_columns is None else self.fold(g_columns, x.shape)
             return shared
 
-        parts = _in_parts(work, self._cut(x, weights))
+        parts = _in_parts(work, self._cut(x, weights), xp)
         gradients = [self.from_rows(gx, x.shape) if gx is not None else None]
         for i, gradient in enumerate(grouped):
             if i + 1 not in indexes:
@@ -448,18 +452,19 @@ class _MaxPooling(FunctionNode):
             for start, stop in blocks:
                 self.windows.pool(x[start:stop], start, stop, y[start:stop])
 
-        _in_parts(work, self._cut(x))
+        _in_parts(work, self._cut(x), xp)
         return y.transpose(0, 3, 1, 2),
 
     def backward(self, indexes, grad_outputs):
         gy = grad_outputs[0].array.transpose(0, 2, 3, 1)
-        gx = cuda.get_array_module(gy).empty(self.shape, gy.dtype)
+        xp = cuda.get_array_module(gy)
+        gx = xp.empty(self.shape, gy.dtype)
 
         def work(blocks):
             for start, stop in blocks:
                 self.windows.unpool(gy[start:stop], start, stop, gx[start:stop])
 
-        _in_parts(work, self._cut(gx))
+        _in_parts(work, self._cut(gx), xp)
         return as_variable(gx.transpose(0, 3, 1, 2)),
 
 
@@ -502,7 +507,7 @@ class _NormalizedReLU(FunctionNode):
         def work(part):
             return sum(_column_sums(term(rows[start:stop], start, stop)) for start, stop in part)
 
-        return sum(_in_parts(work, blocks)) / rows[..., 0].size
+        return sum(_in_parts(work, blocks, cuda.get_array_module(rows))) / rows[..., 0].size
 
     def _variance(self, rows, blocks):
         """Summed row after row, as NumPy does for Chainer: its rounding decides what ties in a pooling that follows."""
@@ -539,7 +544,7 @@ class _NormalizedReLU(FunctionNode):
                 out += beta
                 _relu(out)
 
-        _in_parts(work, blocks)
+        _in_parts(work, blocks, xp)
         return y.reshape(len(x), *x.shape[2:], -1).transpose(0, 3, 1, 2),
 
     def backward(self, indexes, grad_outputs):
@@ -572,7 +577,7 @@ class _NormalizedReLU(FunctionNode):
                     out += offset
                 out *= scale
 
-        _in_parts(work, blocks)
+        _in_parts(work, blocks, xp)
         count = rows[..., 0].size
         gx = gx.reshape(len(x), *x.shape[2:], -1).transpose(0, 3, 1, 2)
         gradients = gx, g_gamma * count, g_beta * count
@@ -654,7 +659,7 @@ class _Mixture(FunctionNode):
             for i, start, stop in blocks:
                 _matmul(weights, values[i][:, start:stop], ys[i][:, start:stop])
 
-        _in_parts(work, self._cut(values))
+        _in_parts(work, self._cut(values), xp)
         return tuple(ys)
 
     def backward(self, indexes, grad_outputs):
@@ -673,7 +678,7 @@ class _Mixture(FunctionNode):
                         g_weights += gy.dot(values[i][:, start:stop].T)
             return g_weights
 
-        gradients = [sum(_in_parts(work, self._cut(values)))] + g_values
+        gradients = [sum(_in_parts(work, self._cut(values), xp))] + g_values
         return [as_variable(gradients[i]) for i in indexes]
 
 
@@ -739,7 +744,7 @@ class _Coordinatewise(FunctionNode):
                 activations = self.activations(self._chunks(self.columns, start, stop), parameters, keep=False)
                 y[start:stop] = self.output(activations, parameters).ravel()
 
-        _in_parts(work, self._cut())
+        _in_parts(work, self._cut(), xp)
         ys = xp.empty(whole.shape[1], y.dtype)
         ys[...] = y[0]
         ys[self.live] = y
@@ -768,7 +773,7 @@ class _Coordinatewise(FunctionNode):
                         total += term.sum(0)
             return sums
 
-        parts = _in_parts(work, self._cut())
+        parts = _in_parts(work, self._cut(), xp)
         result = [None] * self.count + [as_variable(g) for g in self.unpack(*(sum(terms) for terms in zip(*parts)))]
         return [result[i] for i in indexes]
 

@@ -352,7 +352,7 @@ def test_blas_threads_are_restored():
         results(function, [draw(*shape) for shape in shapes])
         assert blas() == before
         with pytest.raises(ZeroDivisionError):
-            functions._in_parts(lambda blocks: 1 / 0, [(0, 1), (1, 2)])
+            functions._in_parts(lambda blocks: 1 / 0, [(0, 1), (1, 2)], np)
         assert blas() == before
 
 
