@@ -389,9 +389,9 @@ def run(source, splits, output, size, workers):
         parts = {synset: partials[synset] for synset in names}
         write_npz(path, parts)
         print_summary(path, parts, count_images(path, names, size))
-    for partial in partials.values():
-        os.remove(partial + '.npy')
-        os.remove(partial + '.json')
+        for partial in parts.values():
+            os.remove(partial + '.npy')
+            os.remove(partial + '.json')
     if not os.listdir(folder):
         os.rmdir(folder)
     print(f'{time.perf_counter() - begin:.0f} seconds')
