@@ -254,14 +254,23 @@ def _shrink(image):
 def read_character(path):
     """Read an image of dark strokes on light paper, a drawing or a scan, as Omniglot's are read.
 
-    It is padded with paper to a square and its contrast stretched. Returns uint8 (28, 28), where 255 is ink and 0 is
-    paper. Raises ValueError, with the file's name, if it is not an image.
+    It is turned as its EXIF data say, put on white paper where it is transparent, padded with paper to a square, and
+    its contrast stretched. Returns uint8 (28, 28), where 255 is ink and 0 is paper. Raises ValueError, with the file's
+    name, if it is not an image, or blank.
     """
     try:
         with Image.open(path) as image:
-            grey = ImageOps.autocontrast(image.convert('L'))
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith('I'):  # 16 bits or more, which Pillow would cut off instead of scaling
+                image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+            image = image.convert('RGBA')
     except OSError as error:
         raise ValueError(f'{path} cannot be read as an image ({error}): remove it, or save it as PNG') from error
+    grey = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('L')
+    low, high = grey.getextrema()
+    if low == high:
+        raise ValueError(f'{path} is blank: remove it, or give an image of dark strokes on light paper')
+    grey = ImageOps.autocontrast(grey)
     return _shrink(ImageOps.pad(grey, (max(grey.size),) * 2, color=255))
 
 

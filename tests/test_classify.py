@@ -54,7 +54,38 @@ def test_images_are_read_as_omniglots_are(tmp_path):
     assert np.corrcoef(read[7:21, 7:21].ravel(), image.reshape(14, 2, 14, 2).mean((1, 3)).ravel())[0, 1] > 0.95
 
 
+def opaque(grey):
+    """Strokes on paper as the opacity of black."""
+    image = Image.new('RGBA', grey.size)
+    image.putalpha(Image.fromarray(255 - np.asarray(grey)))
+    return image
+
+
+def turned(grey):
+    """Lies on its side, and says so."""
+    image = grey.rotate(90, expand=True)
+    image.getexif()[0x112] = 6
+    return image
+
+
+@pytest.mark.parametrize('ending, make', [
+    ('png', opaque),
+    ('png', lambda grey: Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)),  # 16 bits
+    ('png', turned),
+    ('gif', lambda grey: grey.convert('P')),
+    ('tif', lambda grey: grey.convert('CMYK')),
+])
+def test_the_kind_of_file_makes_no_difference(tmp_path, ending, make):
+    grey = Image.fromarray(255 - next(iter(data.synthetic_strokes(1).values()))[0] // 2)
+    grey.save(tmp_path / 'plain.png')
+    image = make(grey)
+    image.save(tmp_path / ('other.' + ending), exif=image.getexif())
+    plain, other = (data.read_character(str(tmp_path / name)) for name in ('plain.png', 'other.' + ending))
+    assert plain.max() == 255 and abs(plain.astype(int) - other).max() <= 1
+
+
 @pytest.mark.parametrize('spoil, message', [
+    (lambda folder: Image.new('L', (9, 9), 255).save(folder / 'query' / 'a0.bmp'), 'a0.bmp is blank'),
     (lambda folder: (folder / 'query' / 'text.png').write_text('no image'), 'text.png cannot be read as an image'),
     (lambda folder: (folder / 'query' / 'a0.bmp').rename(folder / 'support' / 'a' / 'a0.bmp'), 'have 2, 1, 1 images'),
     (lambda folder: (folder / 'support' / 'd').mkdir(), 'is empty: put the images there'),
