@@ -376,7 +376,7 @@ class MetaNet(chainer.Chain):
         task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
         base_on_keys: whether b's input is u's key of an example rather than the example itself.
         centred: an extension, not in the paper: from each filter that m and d generate its mean is subtracted. It is to
-            keep convolutions' fast activations alive, which else all turn negative within some dozens of episodes.
+            keep convolutions' fast activations alive, which else mostly turn negative within some dozens of episodes.
         n_units: units of the meta learner's hidden layers.
     """
 
@@ -395,7 +395,7 @@ class MetaNet(chainer.Chain):
             if task_level:
                 self.d_conv = TaskLearner(n_units)
                 self.d_fc = TaskLearner(n_units)
-        for way in sorted(set(ways)):
+        for way in dict.fromkeys(ways):  # in their order: initial weights of the first don't depend on the others
             base.add_way(way)
             embed.add_way(way)
 
@@ -502,16 +502,17 @@ class MetaNet(chainer.Chain):
         chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, episode.query_y)}, self)
         return loss
 
-    def initialize_uniform(self, seed, scale=0.1):
+    def initialize_uniform(self, seed, scale=0.1, way=None):
         """The paper's initial weights: every parameter uniform in [-scale, scale).
 
         Batch normalisation keeps its scale of 1 and shift of 0: three scales below 0.1 would make the signal vanish.
+        With `way`, softmax layers for other numbers of classes are left alone, too.
         """
         random = self.xp.random.RandomState(seed)
-        normalisation = {id(param) for link in self.links() if isinstance(link, L.BatchNormalization)
-                         for param in link.params()}
+        kept = {id(param) for link in self.links() if isinstance(link, L.BatchNormalization)
+                or (isinstance(link, SoftmaxLayer) and way not in (None, len(link.W))) for param in link.params()}
         for param in self.params():
-            if id(param) not in normalisation:
+            if id(param) not in kept:
                 param.array[...] = random.uniform(-scale, scale, param.shape)
 
     def initialize_inserted(self, way, seed, scale=0.1):
@@ -524,9 +525,12 @@ class MetaNet(chainer.Chain):
 
     @contextlib.contextmanager
     def watch(self):
-        """Yields a dict: {layer: list of shares of its fast activations above 0, one for each call} while augmented."""
+        """Yields a dict: {layer: list of shares of its fast activations above 0, one for each call} while augmented.
+
+        Layers without an activation, softmax layers for one, are left out: all that they make passes.
+        """
         watched = {name: link for name, link in self.namedlinks()
-                   if isinstance(link, FastLayer) and not isinstance(link, SoftmaxLayer)}
+                   if isinstance(link, FastLayer) and link.activation is not None}
         for link in watched.values():
             link.alive = []
         try:

@@ -254,6 +254,16 @@ def test_initialize_uniform():
     assert all((a.array == b.array).all() for a, b in zip(model.params(), again.params()))
 
 
+def test_initial_weights_do_not_depend_on_other_ways():
+    several, one = (small_model(ways) for ways in ([5, 3, 7], [5]))
+    own = dict(one.namedparams())
+    params = dict(several.namedparams())
+    assert all((params[name].array == param.array).all() for name, param in own.items())
+    for model in (several, one):
+        model.initialize_uniform(seed=1, way=5)
+    assert all((params[name].array == param.array).all() for name, param in own.items())
+
+
 def test_initialize_uniform_leaves_batch_normalisation_alone():
     model = partial_model(on_keys=False)
     model.initialize_uniform(seed=0)
@@ -267,7 +277,8 @@ def test_watch_counts_live_fast_activations():
         param.array[...] = 0
     with model.watch() as alive:
         model(*episode(5, 1)[:3])
-    assert alive['base/conv1'] == [0.0]
+    assert alive['base/conv1'] == [0.0] and {'base/fc1', 'embed/conv1'} < set(alive)
+    assert not {'embed/fc1', 'base/softmax5'} & set(alive)  # without an activation all passes
     assert len(alive['embed/conv1']) == 2 and 0 < alive['embed/conv1'][0] <= 1
     model(*episode(5, 1)[:3])
     assert len(alive['base/conv1']) == 1
