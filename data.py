@@ -6,6 +6,7 @@ A data set is a plain dict {class name: uint8 array of images}; the images of a 
 
 import collections
 import contextlib
+import csv
 import hashlib
 import http.client
 import io
@@ -319,7 +320,8 @@ def mini_imagenet(input_path='data/miniImagenet'):
     textures are returned.
 
     Returns (train, dev, test, name): three dicts {class name: uint8 (n_images, H, W, 3)}, memory-mapped, and
-    the data set's name for results: that of the folder, or 'synthetic textures'.
+    the data set's name for results: 'mini-ImageNet' if the classes are its own and the images 84x84, 'own data
+    (FOLDER)' for others, or 'synthetic textures'.
 
     Raises FileNotFoundError if some of the three files are missing, and ValueError for files as in
     `load_classes`, for images that are not in colour or not square, or of different sizes in the three files, and for a
@@ -347,7 +349,16 @@ def mini_imagenet(input_path='data/miniImagenet'):
         for name in classes:
             if owner.setdefault(name, path) != path:
                 raise ValueError(f'class {name!r} is in both {owner[name]} and {path}: it must be in one alone')
-    return (*parts.values(), os.path.basename(os.path.abspath(input_path)))
+    known = shape[0] == 84 and owner == {name: paths[part] for name, part in _mini_imagenet_synsets().items()}
+    folder = os.path.basename(os.path.abspath(input_path))
+    return (*parts.values(), 'mini-ImageNet' if known else f'own data ({folder})')
+
+
+def _mini_imagenet_synsets():
+    """{synset: train, dev or test}"""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'mini_imagenet_synsets.csv')
+    with open(path, newline='') as file:
+        return {row['synset']: row['split'] for row in csv.DictReader(file)}
 
 
 def synthetic_textures(n_classes=100, n_images=40, size=84, seed=0):

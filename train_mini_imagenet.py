@@ -3,9 +3,10 @@
     python train_mini_imagenet.py
     python train_mini_imagenet.py --model "partial, u" --out result/mini_imagenet_u
     python train_mini_imagenet.py --n_outputs_train 10 --nb_samples_per_class_test 3    # as the authors' script does
+    python train_mini_imagenet.py --evaluate result/mini_imagenet/best.npz --nb_samples_per_class_test 5
 
-Every constant below may be given on the command line. Stopped by Ctrl-C or anything else, the same command goes on
-where it was.
+Every constant below may be given on the command line. Stopped by Ctrl-C, the same command goes on where it was; stopped
+by anything else, from the end of the last epoch.
 """
 import training  # first: it readies Chainer for today's NumPy
 
@@ -19,6 +20,7 @@ from metanet import CNN, MLP, MetaNet
 # input and output
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
 out = 'result/mini_imagenet'  # folder for log, learning curve, snapshots and the trained models
+evaluate = ''  # npz of a trained model, best.npz or model.npz: tests it, and trains and writes nothing
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -46,54 +48,99 @@ alpha = 1e-3  # Adam's learning rate
 n_decay = 0  # last epochs over which the learning rate falls linearly to 0
 clip = 10.0  # bound of the gradient's norm
 
-PAPER = 49.21  # 5-way 1-shot, table 2
+# What a test depends on; all else that `evaluate` needs to know is in the npz.
+TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries', 'n_test_episodes',
+                 'inserted_scale')
+PAPER = 49.21  # 5-way 1-shot, table 2, in %
 
 
-def build(name, image_size, ways):
-    """The model called `name`, for square colour images, with softmax layers for `ways`."""
-    settings = {'in_channels': 3, 'image_size': image_size, 'n_slow': n_slow}
-    embed = CNN(n_filters, activation=None, **settings)
-    base = MLP(embed.n_out) if name == 'partial, u' else CNN(n_filters, **settings)
-    return MetaNet(base, embed, ways, n_steps, base_on_keys=name == 'partial, u')
+def build(settings, ways):
+    """The untrained model of a script's settings and `image_size`, with softmax layers for `ways`."""
+    sizes = {'in_channels': 3, 'image_size': settings['image_size'], 'n_slow': settings['n_slow']}
+    on_keys = settings['model'] == 'partial, u'
+    embed = CNN(settings['n_filters'], activation=None, **sizes)
+    base = MLP(embed.n_out) if on_keys else CNN(settings['n_filters'], **sizes)
+    return MetaNet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
 
 
-def main():
-    settings = training.configure(globals())
+def load(path, ways, inserted_scale=0.1):
+    """A trained model, `best.npz` or `model.npz`; see `train_omniglot.load`."""
+    return training.load_model(path, lambda settings: build(settings, ways), inserted_scale)
+
+
+def test_row(trained, source, sampler, result):
+    """Prints the result of a test on `source` of a model whose settings are `trained`, and returns it as a row."""
+    label = 'MetaNet (%s) on %s' % (trained['model'], trained['data'])
+    comparable = trained['data'] == source == 'mini-ImageNet' and (sampler.way, sampler.shot) == (5, 1)
+    return training.result_row(label if source == trained['data'] else label + ', tested on ' + source, sampler,
+                               n_test_episodes, result, PAPER if comparable else None)
+
+
+def task_sampler(classes, kind, way, shot, xp):
+    return data.EpisodeSampler(classes, way, shot, n_queries, seed=(seed, kind), xp=xp)
+
+
+def train_model(settings):
+    """Trains a model and tests it by the paper's protocol."""
     with training.plain_errors():
         training.choice('model', model, ('partial', 'partial, u'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
-        training.at_least(1, settings, 'n_epoch', 'n_dev_episodes', 'n_test_episodes', 'n_filters', 'n_steps')
+        training.at_least(2, settings, 'n_outputs_train')
+        training.at_least(1, settings, 'nb_samples_per_class', 'n_epoch', 'n_dev_episodes', 'n_filters', 'n_steps')
+        training.at_least(0, settings, 'n_slow', 'alpha', 'n_decay', 'clip')
         training.whole_updates(settings)
-        training.at_least(0, settings, 'inserted_scale')
         device = training.device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
-        image_size = next(iter(train_classes.values())).shape[1]
-
-        def sampler(classes, kind, way, shot):
-            return data.EpisodeSampler(classes, way, shot, n_queries, seed=(seed, kind), xp=device.xp)
-
-        train_sampler = sampler(train_classes, 0, n_outputs_train, nb_samples_per_class)
-        dev_sampler = sampler(dev_classes, 1, n_outputs_test, nb_samples_per_class_test)
-        test_sampler = sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test)
-
+        train_sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, device.xp)
+        dev_sampler = task_sampler(dev_classes, 1, n_outputs_test, nb_samples_per_class_test, device.xp)
+        test_sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)
+    settings = dict(settings, data=source, image_size=next(iter(train_classes.values())).shape[1])
     np.random.seed(seed)
-    metanet = build(model, image_size, (n_outputs_train, n_outputs_test))
+    metanet = build(settings, (n_outputs_train, n_outputs_test))
     optimizer = training.set_up(metanet, settings, device)
 
     dev, test = ('%s/%d-way' % (part, n_outputs_test) for part in ('dev', 'test'))
     best = training.Best(metanet, settings, os.path.join(out, 'best.npz'), dev + '/accuracy', test, test_sampler,
                          n_test_episodes)
     tasks = [training.Tasks(metanet, {dev: dev_sampler}, n_dev_episodes, same=True), best]
-    training.train(metanet, optimizer, train_sampler, tasks + training.decay(optimizer, settings), settings, source)
+    training.train(metanet, optimizer, train_sampler, tasks + training.decay(optimizer, settings), settings)
 
-    trained, dev_accuracy, *result = best.test_result
+    n_trained, dev_accuracy, *result = best.test_result
     print('best dev accuracy %.2f %% on %d episodes, after %d training episodes'
-          % (dev_accuracy, n_dev_episodes, trained))
+          % (dev_accuracy, n_dev_episodes, n_trained))
     test_sampler.set_state(best.start)
-    comparable = source == 'miniImagenet' and (n_outputs_test, nb_samples_per_class_test) == (5, 1)
-    row = training.result_row('MetaNet (%s) on %s' % (model, source), test_sampler, n_test_episodes, result,
-                              PAPER if comparable else None)
-    training.write_results(out, [row])
+    training.write_results(out, [test_row(settings, source, test_sampler, result)])
+
+
+def evaluate_model(settings, given):
+    """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
+    with training.plain_errors():
+        metanet, trained = load(evaluate, [n_outputs_test], inserted_scale)
+        training.refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
+        device = training.device(gpu)
+        _, _, test_classes, source = data.mini_imagenet(input_path)
+        size = next(iter(test_classes.values())).shape[1]
+        if size != trained['image_size']:
+            raise ValueError('%s was trained on images of size %d, those in %s have size %d: give images of its size '
+                             '(input_path)' % (evaluate, trained['image_size'], input_path, size))
+        sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)
+    metanet.to_device(device)
+    start = sampler.get_state()
+    result = training.interval(100 * training.test(metanet, sampler, n_test_episodes, 'test')[:, 1])
+    sampler.set_state(start)
+    test_row(trained, source, sampler, result)
+
+
+def main():
+    settings, given = training.configure(globals())
+    with training.plain_errors():
+        training.at_least(2, settings, 'n_outputs_test', 'n_test_episodes')
+        training.at_least(1, settings, 'nb_samples_per_class_test', 'n_queries')
+        training.at_least(0, settings, 'seed', 'inserted_scale')
+    if evaluate:
+        evaluate_model(settings, given)
+    else:
+        train_model(settings)
 
 
 if __name__ == '__main__':

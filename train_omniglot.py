@@ -4,8 +4,8 @@
     python train_omniglot.py --n_outputs_train 20 --n_outputs_test 5,20 --out result/omniglot_20way
     python train_omniglot.py --evaluate result/omniglot/model.npz --n_outputs_test 5,10,15,20
 
-Every constant below may be given on the command line. Stopped by Ctrl-C or anything else, the same command goes on
-where it was.
+Every constant below may be given on the command line. Stopped by Ctrl-C, the same command goes on where it was; stopped
+by anything else, from the end of the last epoch.
 """
 import training  # first: it readies Chainer for today's NumPy
 
@@ -18,7 +18,7 @@ from metanet import CNN, MetaNet
 input_path = 'data/omniglot'  # folder of images_background.zip and images_evaluation.zip; downloaded to it if missing
 split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964, 659; 'dev': 1100, 100 of the 1200
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
-evaluate = ''  # npz of a trained model: tests it, on the test classes of its own split, and trains nothing
+evaluate = ''  # npz of a trained model: tests it, on the test classes of its own split, and trains and writes nothing
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -48,6 +48,9 @@ alpha = 1e-3  # Adam's learning rate
 n_decay = 0  # last epochs over which the learning rate falls linearly to 0
 clip = 10.0  # bound of the gradient's norm
 
+# What a test depends on; all else that `evaluate` needs to know is in the npz.
+TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_final_episodes',
+                 'inserted_scale')
 # One-shot accuracies of the paper, in %: trained and tested on the same way (tables 1 and 3), ...
 PAPER = {
     ('previous', 'MetaNet'): {5: 98.95, 10: 98.67, 15: 97.11, 20: 97.0},
@@ -78,7 +81,7 @@ def load(path, ways, inserted_scale=0.1):
         inserted_scale: these are uniform in [-inserted_scale, inserted_scale); at 0.1 as all of the paper's weights.
 
     Returns:
-        `MetaNet`, on the CPU, and the settings of its training, a dict.
+        `MetaNet`, on the CPU, and the settings of its training, a dict; `data` in it names what it was trained on.
 
     Raises:
         ValueError: the file is not such an npz.
@@ -88,54 +91,85 @@ def load(path, ways, inserted_scale=0.1):
 
 
 def paper_accuracies(settings, shot, source):
-    """{way tested: the paper's accuracy in %} for a model of these settings."""
+    """{way tested: the paper's accuracy in %} for a model of these settings, tested on `source`."""
     trained, model = settings['n_outputs_train'], (settings['split'], settings['variant'])
-    if shot != 1 or source != 'Omniglot':
+    if shot != 1 or not settings['data'] == source == 'Omniglot':
         return {}
     accuracies = {trained: PAPER.get(model, {}).get(trained)}
     across = PAPER_ACROSS.get(trained, {}) if model == ('previous', 'MetaNet') else {}
     return {**accuracies, **across}
 
 
-def main():
-    settings = training.configure(globals())
+def label(settings, source):
+    """What was trained and on what, and on what it was tested, `source`: for the lines of results."""
+    on = settings['data'] + (', %s split' % settings['split'] if settings['data'] == 'Omniglot' else '')
+    return '%s trained %d-way, on %s%s' % (settings['variant'], settings['n_outputs_train'], on,
+                                           '' if source == settings['data'] else ', tested on ' + source)
+
+
+def test_samplers(classes, ways, kind, xp):
+    """{way: `data.EpisodeSampler` of test episodes}; another `kind`, other episodes."""
+    return {way: data.EpisodeSampler(classes, way, nb_samples_per_class_test, n_queries_test, seed=(seed, kind, way),
+                                     xp=xp) for way in ways}
+
+
+def final_test(model, trained, samplers, source):
+    """Tests a model whose settings are `trained` on `source`; returns rows for `training.write_results`."""
+    return training.final_test(model, samplers, n_final_episodes, label(trained, source),
+                               paper_accuracies(trained, nb_samples_per_class_test, source))
+
+
+def train_model(settings, ways):
+    """Trains a model and tests it."""
     with training.plain_errors():
         training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.choice('rotations', rotations, ('episode', 'classes'))
-        training.at_least(1, settings, 'n_epoch', 'n_test_episodes', 'n_final_episodes', 'n_filters', 'n_steps')
+        training.at_least(2, settings, 'n_outputs_train')
+        training.at_least(1, settings, 'nb_samples_per_class', 'n_queries', 'n_epoch', 'n_test_episodes', 'n_filters',
+                          'n_steps')
+        training.at_least(0, settings, 'alpha', 'n_decay', 'clip')
         training.whole_updates(settings)
-        training.at_least(0, settings, 'inserted_scale')
-        ways = training.several('n_outputs_test', n_outputs_test)
         device = training.device(gpu)
-        if evaluate:
-            model, trained = load(evaluate, ways, inserted_scale)
-            model.to_device(device)
-            settings.update({name: trained[name] for name in ('split', 'variant', 'n_outputs_train')})
-        train_classes, test_classes, source = data.omniglot(input_path, settings['split'])
-
-        def test_sampler(way, kind):
-            return data.EpisodeSampler(test_classes, way, nb_samples_per_class_test, n_queries_test,
-                                       seed=(seed, kind, way), xp=device.xp)
-
+        train_classes, test_classes, source = data.omniglot(input_path, split)
         if rotations == 'classes':
             train_classes = data.turned(train_classes)
         sampler = data.EpisodeSampler(train_classes, n_outputs_train, nb_samples_per_class, n_queries,
                                       rotate=rotations == 'episode', seed=(seed, 0), xp=device.xp)
-        epoch_samplers = {'test/%d-way' % way: test_sampler(way, 1) for way in ways}
-        final_samplers = {way: test_sampler(way, 2) for way in ways}
-
-    label = '%s trained %d-way, on %s' % (settings['variant'], settings['n_outputs_train'], source)
-    paper = paper_accuracies(settings, nb_samples_per_class_test, source)
-    if evaluate:
-        training.final_test(model, final_samplers, n_final_episodes, label, paper)
-        return
+        epoch_samplers = test_samplers(test_classes, ways, 1, device.xp)
+        final_samplers = test_samplers(test_classes, ways, 2, device.xp)
+    settings = dict(settings, data=source)
     np.random.seed(seed)
     model = build(settings, (n_outputs_train,) + ways)
     optimizer = training.set_up(model, settings, device)
-    tasks = [training.Tasks(model, epoch_samplers, n_test_episodes)]
-    training.train(model, optimizer, sampler, tasks + training.decay(optimizer, settings), settings, source)
-    training.write_results(out, training.final_test(model, final_samplers, n_final_episodes, label, paper))
+    tasks = training.Tasks(model, {'test/%d-way' % way: epoch_samplers[way] for way in ways}, n_test_episodes)
+    training.train(model, optimizer, sampler, [tasks] + training.decay(optimizer, settings), settings)
+    training.write_results(out, final_test(model, settings, final_samplers, source))
+
+
+def evaluate_model(settings, given, ways):
+    """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
+    with training.plain_errors():
+        model, trained = load(evaluate, ways, inserted_scale)
+        training.refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
+        device = training.device(gpu)
+        _, test_classes, source = data.omniglot(input_path, trained['split'])
+        samplers = test_samplers(test_classes, ways, 2, device.xp)
+    model.to_device(device)
+    final_test(model, trained, samplers, source)
+
+
+def main():
+    settings, given = training.configure(globals(), several=['n_outputs_test'])
+    with training.plain_errors():
+        training.at_least(1, settings, 'nb_samples_per_class_test', 'n_queries_test')
+        training.at_least(2, settings, 'n_final_episodes')
+        training.at_least(0, settings, 'seed', 'inserted_scale')
+        ways = training.several('n_outputs_test', n_outputs_test)
+    if evaluate:
+        evaluate_model(settings, given, ways)
+    else:
+        train_model(settings, ways)
 
 
 if __name__ == '__main__':

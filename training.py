@@ -28,40 +28,45 @@ from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backe
 # Settings -------------------------------------------------------------------------------------------------------------
 
 
-def configure(script):
+def configure(script, several=()):
     """Replaces constants at the top of a script by what the command line says: `--name value`.
 
-    A value must be of the constant's kind; where the constant is a whole number or a tuple of them, either will do:
-    `--name 5` or `--name 5,10,20`. Unknown names and bad values end the program with the list of names.
+    A value must be of the constant's kind. Unknown names and bad values end the program with the list of names.
 
     Args:
-        script: the script's `globals()`; the constants are its public names bound to numbers, strings, truth values
-            and tuples.
+        script: the script's `globals()`; the constants are its names in lower case bound to numbers, strings, truth
+            values and tuples.
+        several: names of those that may be a whole number or a tuple of them, `--name 5` or `--name 5,10,20`.
 
     Returns:
-        A dict of all settings.
+        A dict of all settings, and the set of those that the command line gave.
     """
     with open(script['__file__'], encoding='utf-8') as file:
         comments = dict(re.findall(r'^(\w+) = .*?  # (.*)$', file.read(), re.MULTILINE))
     settings = {name: value for name, value in script.items()
-                if not name.startswith('_') and isinstance(value, (bool, int, float, str, tuple))}
-    parser = argparse.ArgumentParser(description=script['__doc__'].split('\n')[0], allow_abbrev=False)
+                if name.islower() and name[0] != '_' and isinstance(value, (bool, int, float, str, tuple))}
+    parser = argparse.ArgumentParser(description=script['__doc__'].split('\n')[0], allow_abbrev=False,
+                                     argument_default=argparse.SUPPRESS)
     for name, default in settings.items():
-        parser.add_argument('--' + name, default=default, type=_parser_of(default), metavar=str(default),
+        parser.add_argument('--' + name, type=_parser_of(default, name in several), metavar=str(default),
                             help=comments.get(name, '').replace('%', '%%'))
-    settings = vars(parser.parse_args())
-    script.update(settings)
-    return settings
+    given = vars(parser.parse_args())
+    script.update(given)
+    return {**settings, **given}, set(given)
 
 
-def _parser_of(default):
+def _parser_of(default, several):
     """A function that turns a word of the command line into a value of the kind of `default`."""
     if isinstance(default, str):
         return str
-    kinds = {bool: (bool,), int: (int, tuple), tuple: (int, tuple), float: (int, float)}[type(default)]
+    kinds = (int, tuple) if several else {
+        bool: (bool,), int: (int,), float: (int, float), tuple: (tuple,)}[type(default)]
 
     def value(text):
-        parsed = ast.literal_eval(text)
+        try:
+            parsed = ast.literal_eval(text)
+        except SyntaxError as error:
+            raise ValueError(text) from error
         members = parsed if isinstance(parsed, tuple) else (parsed,)
         if type(parsed) not in kinds or not all(type(member) in kinds for member in members):
             raise ValueError(text)
@@ -83,14 +88,14 @@ def choice(name, value, options):
 
 
 def at_least(least, settings, *names):
-    """Refuses settings that are below `least`.
+    """Refuses settings that are below `least`, or no numbers.
 
     Raises:
         ValueError: with the first such setting's name.
     """
     for name in names:
-        if settings[name] < least:
-            raise ValueError('%s = %s: must be at least %d' % (name, settings[name], least))
+        if not isinstance(settings[name], (int, float)) or settings[name] < least:
+            raise ValueError('%s = %s: must be a number, at least %d' % (name, settings[name], least))
 
 
 def several(name, value):
@@ -103,6 +108,22 @@ def several(name, value):
     if not values or not all(isinstance(v, int) for v in values):
         raise ValueError('%s = %r: give a whole number, or several as in 5, 10, 20' % (name, value))
     return values
+
+
+def refuse_conflicts(given, trained):
+    """Refuses settings of the command line by which a trained model was not trained.
+
+    Args:
+        given: dict of the settings that the command line gave, without those that only concern the test.
+        trained: dict of the settings of the model's training.
+
+    Raises:
+        ValueError: with the first such setting's name and both values.
+    """
+    for name, value in given.items():
+        if name in trained and value != trained[name]:
+            raise ValueError('%s = %r, but the model to evaluate was trained with %r: leave that setting out'
+                             % (name, value, trained[name]))
 
 
 def whole_updates(settings):
@@ -261,7 +282,7 @@ class Best(training.Extension):
 
     Args:
         model: `MetaNet`.
-        settings: dict of the script's settings, saved with the model.
+        settings: dict of the script's settings, with `data`, saved with the model.
         path: the npz to save the best model to.
         watched: name of the reported dev accuracy.
         name: name of the test tasks, such as test/5-way.
@@ -310,7 +331,7 @@ def set_up(model, settings, device):
         Adam, set up with the model, that clips the gradient's norm.
     """
     if settings['initialisation'] == 'uniform':
-        model.initialize_uniform(settings['seed'])
+        model.initialize_uniform(settings['seed'], way=settings['n_outputs_train'])
     model.initialize_inserted(settings['n_outputs_train'], settings['seed'], settings['inserted_scale'])
     model.to_device(device)
     optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
@@ -354,15 +375,19 @@ class Log(extensions.LogReport):
             self._draw(os.path.join(trainer.out, 'learning_curve.png'))
             self._print(self.log[-1])
 
+    def _names(self):
+        """Of all columns: not every row has all."""
+        return list(dict.fromkeys(name for row in self.log for name in row))
+
     def _write_csv(self, path):
         with replacing(path, 'w', newline='') as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.log for name in row)))
+            writer = csv.DictWriter(file, self._names())
             writer.writeheader()
             writer.writerows(self.log)
 
     def _draw(self, path):
         figure, axes = plt.subplots()
-        for name in self.log[-1]:
+        for name in self._names():
             if name.endswith('/accuracy'):
                 points = [(row['iteration'], 100 * row[name]) for row in self.log if name in row]
                 axes.plot(*zip(*points), label=name.replace('main/', 'training/').rsplit('/', 1)[0])
@@ -384,7 +409,7 @@ class Log(extensions.LogReport):
 
 
 class _CtrlC:
-    """A stop trigger: at the end, or after the episode in which Ctrl-C was pressed."""
+    """A stop trigger: at the end, or after the update or the tests during which Ctrl-C was pressed."""
 
     def __init__(self, n_epoch):
         self.n_epoch = n_epoch
@@ -399,8 +424,10 @@ class _CtrlC:
 
     def press(self, signum, frame):
         self.pressed = True
-        # A second Ctrl-C stops at once, as usual.
         signal.signal(signal.SIGINT, self.previous)
+        # Not print: it may be what was interrupted, and cannot be entered twice.
+        os.write(2, b'\nStopping after the episodes at hand. Press Ctrl-C again to stop at once, and lose what has '
+                    b'been learned since the last epoch.\n')
 
     def __call__(self, trainer):
         return self.pressed or trainer.updater.epoch >= self.n_epoch
@@ -414,7 +441,7 @@ class _CtrlC:
 CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate'
 
 
-def train(model, optimizer, sampler, extras, settings, source):
+def train(model, optimizer, sampler, extras, settings):
     """Trains to the last epoch, going on from the latest snapshot in the folder `settings['out']` if it has one.
 
     A continued run is the same, bit for bit, as one that never stopped. Ctrl-C leaves a snapshot and ends the program.
@@ -424,32 +451,35 @@ def train(model, optimizer, sampler, extras, settings, source):
         optimizer: set up with the model.
         sampler: `data.EpisodeSampler` of training episodes.
         extras: list of Trainer extensions: `Tasks`, `Best`, a `decay`.
-        settings: dict of the script's settings; of these `out`, `n_epoch`, `n_episodes` and `n_episodes_per_update`
-            are used here.
-        source: name of the data, for every line.
+        settings: dict of the script's settings; of these `out`, `n_epoch`, `n_episodes`, `n_episodes_per_update` and
+            `data`, the name of the data, are used here.
 
     Raises:
-        SystemExit: the folder holds a run with other settings, or Ctrl-C was pressed.
+        SystemExit: the folder holds a run with other settings or more epochs, or Ctrl-C was pressed.
     """
     out = settings['out']
     updater = EpisodeUpdater(model, optimizer, sampler, settings['n_episodes'], settings['n_episodes_per_update'])
     with plain_errors():
-        _claim(out, settings, source)
+        _claim(out, settings)
     with _CtrlC(settings['n_epoch']) as stop:
         trainer = training.Trainer(updater, stop, out)
         for extension in extras:
             trainer.extend(extension)
-        trainer.extend(Log(source))
+        trainer.extend(Log(settings['data']))
         if sys.stdout.isatty():
             trainer.extend(extensions.ProgressBar(update_interval=1))
         snapshot = extensions.snapshot(filename='snapshot_{.updater.iteration}', n_retains=1, autoload=True)
         trainer.extend(snapshot, trigger=(1, 'epoch'))
         # Chainer would load the latest snapshot last, when LinearShift has already set the learning rate.
         snapshot.initialize(trainer)
+        if updater.epoch > settings['n_epoch']:
+            sys.exit('error: the folder %s holds a run that has trained for %d epochs, more than n_epoch = %d: raise '
+                     'that, or give this run another folder (out)' % (out, updater.epoch, settings['n_epoch']))
         trainer.run()
     if updater.epoch < settings['n_epoch']:
         snapshot(trainer)
-        sys.exit('\nStopped after %d episodes; the same command goes on from there.' % updater.iteration)
+    if stop.pressed:
+        sys.exit('Stopped after %d episodes; the same command goes on from there.' % updater.iteration)
     save_model(os.path.join(out, 'model.npz'), model, settings)
 
 
@@ -499,12 +529,11 @@ def load_model(path, build, inserted_scale):
     return model, settings
 
 
-def _claim(out, settings, source):
+def _claim(out, settings):
     """Notes a run's settings in its folder; refuses a folder that holds another run."""
     path = os.path.join(out, 'settings.json')
-    own = dict(settings, data=source)
-    changeable = CHANGEABLE if own.get('n_decay') else CHANGEABLE + ('n_epoch',)
-    own = json.loads(json.dumps({name: value for name, value in own.items() if name not in changeable}))
+    changeable = CHANGEABLE if settings.get('n_decay') else CHANGEABLE + ('n_epoch',)
+    own = json.loads(json.dumps({name: value for name, value in settings.items() if name not in changeable}))
     if os.path.exists(path):
         with open(path) as file:
             other = json.load(file)

@@ -121,7 +121,8 @@ def build(args, weights):
     if args.model == 'full':
         model = metanet.MetaNet(metanet.CNN(), metanet.CNN(activation=None), ways=[args.way])
     else:
-        model = train_mini_imagenet.build(args.model, MODELS[args.model]['size'], [args.way])
+        settings = dict(vars(train_mini_imagenet), model=args.model, image_size=MODELS[args.model]['size'])
+        model = train_mini_imagenet.build(settings, [args.way])
     model.initialize_uniform(0)
     return model
 

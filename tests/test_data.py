@@ -503,8 +503,24 @@ def test_mini_imagenet_reads_its_three_files(tmp_path):
     folder.mkdir()
     save_parts(folder, train=colours('ab'), dev=colours('c'), test=colours('de'))
     train, dev, test, name = data.mini_imagenet(str(folder))
-    assert (list(train), list(dev), list(test), name) == (['a', 'b'], ['c'], ['d', 'e'], 'myset')
+    assert (list(train), list(dev), list(test), name) == (['a', 'b'], ['c'], ['d', 'e'], 'own data (myset)')
     assert train['b'].dtype == np.uint8 and (train['b'] == ord('b')).all()
+
+
+def test_mini_imagenet_is_known_by_its_classes_and_size(tmp_path):
+    with open(os.path.join(os.path.dirname(data.__file__), 'data', 'mini_imagenet_synsets.csv')) as file:
+        synsets = [line.strip().split(',') for line in file][1:]
+
+    def name(size, swap=False):
+        parts = {part: {synset: np.zeros((1, size, size, 3), np.uint8) for synset, other in synsets if other == part}
+                 for part in ('train', 'dev', 'test')}
+        if swap:
+            parts['train'], parts['dev'] = parts['dev'], parts['train']
+        save_parts(tmp_path, **parts)
+        return data.mini_imagenet(str(tmp_path))[3]
+
+    assert name(84) == 'mini-ImageNet'
+    assert name(84, swap=True) == name(42) == 'own data (%s)' % tmp_path.name
 
 
 def test_mini_imagenet_refuses_what_does_not_fit(tmp_path):

@@ -3,6 +3,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,14 +39,14 @@ class StopAt(data.EpisodeSampler):
 def run(out, n_epoch, stop_at=-1, **changes):
     """Trains a small model on synthetic strokes; returns it."""
     settings = dict({'out': str(out), 'n_epoch': n_epoch, 'n_episodes': 3, 'n_episodes_per_update': 1, 'alpha': 1e-3,
-                     'n_decay': 0}, **changes)
+                     'n_decay': 0, 'data': 'synthetic strokes'}, **changes)
     np.random.seed(0)
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
     optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
     sampler = StopAt(stop_at, CLASSES, 3, 1, 2, rotate=True, seed=0)
     tasks = [training.Tasks(model, {'test/3-way': data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}, 2)]
     tasks += training.decay(optimizer, settings)
-    training.train(model, optimizer, sampler, tasks, settings, 'synthetic strokes')
+    training.train(model, optimizer, sampler, tasks, settings)
     return model
 
 
@@ -75,7 +76,7 @@ def test_log_says_all(straight):
         assert float(row['main/loss']) > 0 and 0 <= float(row['main/accuracy']) <= 1
         assert float(row['test/3-way/loss']) > 0 and 0 <= float(row['test/3-way/accuracy']) <= 1
         assert float(row['seconds']) > 0
-        assert 0 <= float(row['alive/base/conv1']) <= 1 and 0 <= float(row['alive/embed/fc1']) <= 1
+        assert 0 <= float(row['alive/base/conv1']) <= 1 and 0 <= float(row['alive/base/fc1']) <= 1
         assert row['data'] == 'synthetic strokes'
     with open(out / 'learning_curve.png', 'rb') as file:
         assert file.read(4) == b'\x89PNG'
@@ -112,6 +113,14 @@ def test_ctrl_c_amid_an_epoch_loses_nothing(tmp_path, straight):
     assert same(run(tmp_path, 3), straight[1])
     assert rows(tmp_path) == rows(straight[0])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_in_the_last_episode_stops_before_the_final_test(tmp_path, straight, capfd):
+    with pytest.raises(SystemExit, match='Stopped after 9 episodes'):
+        run(tmp_path, 3, stop_at=9)
+    assert 'Stopping after the episodes at hand' in capfd.readouterr().err
+    assert same(run(tmp_path, 3), straight[1])
+    assert rows(tmp_path) == rows(straight[0])
 
 
 def test_a_decaying_run_goes_on_bit_for_bit_and_has_a_fixed_length(tmp_path, straight):
@@ -183,6 +192,14 @@ def test_a_finished_run_is_loaded_not_trained(tmp_path, straight):
     assert same(model, saved)
 
 
+def test_a_run_is_not_taken_for_a_shorter_one(tmp_path):
+    run(tmp_path, 2)
+    before = (tmp_path / 'model.npz').read_bytes()
+    with pytest.raises(SystemExit, match='has trained for 2 epochs, more than n_epoch = 1'):
+        run(tmp_path, 1)
+    assert (tmp_path / 'model.npz').read_bytes() == before
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path):
     run(tmp_path, 1)
     before = sorted(os.listdir(tmp_path))
@@ -206,10 +223,10 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch):
         return tested[-1]
 
     monkeypatch.setattr(training, 'test', fake)
-    settings = {'out': str(tmp_path), 'n_epoch': 3, 'n_episodes': 2, 'n_episodes_per_update': 1}
+    settings = {'out': str(tmp_path), 'n_epoch': 3, 'n_episodes': 2, 'n_episodes_per_update': 1, 'data': 'strokes'}
     best = training.Best(model, settings, str(tmp_path / 'best.npz'), 'dev/3-way/accuracy', 'test/3-way', tests, 4)
     tasks = [training.Tasks(model, {'dev/3-way': dev}, 2, same=True), best]
-    training.train(model, optimizer, data.EpisodeSampler(CLASSES, 3, 1, 2), tasks, settings, 'synthetic strokes')
+    training.train(model, optimizer, data.EpisodeSampler(CLASSES, 3, 1, 2), tasks, settings)
     assert len(tested) == 2
     np.testing.assert_allclose(best.test_result, [6, 60, *training.interval(100 * tested[-1][:, 1])], rtol=1e-6)
     assert [row['test/3-way/accuracy'] != '' for row in rows(tmp_path)] == [True, False, True]
@@ -276,18 +293,24 @@ several = (5, 10)  # numbers
 real = 0.5  # a number
 word = 'x'  # a word
 flag = False  # yes or no
+CONSTANT = 4  # none of the settings
 import sys
 sys.path.insert(0, %r)
 import training
-print(training.configure(globals()) == {name: globals()[name] for name in ('whole', 'several', 'real', 'word', 'flag')})
-print((whole, several, real, word, flag))
+settings, given = training.configure(globals(), several=['several'])
+print(settings == {name: globals()[name] for name in ('whole', 'several', 'real', 'word', 'flag')})
+print((whole, several, real, word, flag), *sorted(given))
 ''' % ROOT
 
 
 @pytest.mark.parametrize('words, expected', [
-    ([], (3, (5, 10), 0.5, 'x', False)),
-    (['--whole', '4', '--several', '7', '--real', '1', '--word', '1', '--flag', 'True'], (4, 7, 1.0, '1', True)),
-    (['--whole', '5,20'], ((5, 20), (5, 10), 0.5, 'x', False)),
+    ([], "(3, (5, 10), 0.5, 'x', False)"),
+    (['--whole', '4', '--several', '7', '--real', '1', '--word', '1', '--flag', 'True'],
+     "(4, 7, 1.0, '1', True) flag real several whole word"),
+    (['--several', '5,20'], "(3, (5, 20), 0.5, 'x', False) several"),
+    (['--whole', '5,20'], "argument --whole: invalid whole number value: '5,20'"),
+    (['--whole', '10k'], "argument --whole: invalid whole number value: '10k'"),
+    (['--CONSTANT', '5'], 'unrecognized arguments: --CONSTANT 5'),
     (['--whole', '1.5'], "argument --whole: invalid whole number value: '1.5'"),
     (['--flag', '1'], "argument --flag: invalid True or False value: '1'"),
     (['--whol', '4'], 'unrecognized arguments: --whol 4'),
@@ -295,11 +318,11 @@ print((whole, several, real, word, flag))
 def test_configure(tmp_path, words, expected):
     (tmp_path / 'script.py').write_text(SCRIPT)
     done = subprocess.run([sys.executable, str(tmp_path / 'script.py')] + words, capture_output=True, text=True)
-    if isinstance(expected, str):
+    if not expected.startswith('('):
         assert done.returncode == 2 and expected in done.stderr
         assert all('--' + name in done.stderr for name in ('whole', 'several', 'real', 'word', 'flag'))
     else:
-        assert done.stdout == 'True\n%r\n' % (expected,)
+        assert done.stdout == 'True\n%s\n' % expected
 
 
 def offline():
@@ -347,6 +370,21 @@ def test_evaluate_repeats_the_final_test(trained):
     assert sorted(os.listdir(folder / 'here')) == before
 
 
+def test_evaluate_refuses_what_the_model_was_not_trained_with(trained):
+    done = script(trained[0], '--evaluate', 'here/model.npz', '--n_filters', '4', '--split', 'standard')
+    assert done.returncode == 1
+    assert "split = 'standard', but the model to evaluate was trained with 'previous'" in done.stderr
+
+
+def test_results_name_what_was_trained_and_tested_on():
+    settings = {'split': 'previous', 'variant': 'MetaNet-', 'n_outputs_train': 5, 'data': 'Omniglot'}
+    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet- trained 5-way, on Omniglot, previous split'
+    settings['data'] = 'synthetic strokes'
+    assert train_omniglot.label(settings, 'Omniglot') == (
+        'MetaNet- trained 5-way, on synthetic strokes, tested on Omniglot')
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {}
+
+
 def test_inserted_softmax_layers_are_the_same_each_time(trained):
     path = str(trained[0] / 'here' / 'model.npz')
     model, settings = train_omniglot.load(path, [9])
@@ -384,7 +422,7 @@ def test_a_model_that_lacks_a_part_is_refused(trained, tmp_path):
 
 
 def test_each_number_of_the_paper_is_for_its_own_setting():
-    settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5}
+    settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5, 'data': 'Omniglot'}
     assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {5: 98.95, 10: 96.4, 15: 93.6, 20: 93.07}
     settings['n_outputs_train'] = 20
     assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot')[5] == 99.55
@@ -435,8 +473,11 @@ def test_the_seed_decides_all(tmp_path, initialisation):
     (['--nb_samples_per_class', '15'], 'shot + n_query = 25'),
     (['--rotations', 'none'], "rotations = 'none': choose among 'episode', 'classes'"),
     (['--n_episodes_per_update', '3'], 'n_episodes = 100 is not a multiple of n_episodes_per_update = 3'),
-    (['--n_epoch', '0'], 'n_epoch = 0: must be at least 1'),
-    (['--inserted_scale', '-1'], 'inserted_scale = -1.0: must be at least 0'),
+    (['--n_epoch', '0'], 'n_epoch = 0: must be a number, at least 1'),
+    (['--n_outputs_train', '1'], 'n_outputs_train = 1: must be a number, at least 2'),
+    (['--n_decay', '-3'], 'n_decay = -3: must be a number, at least 0'),
+    (['--n_final_episodes', '1'], 'n_final_episodes = 1: must be a number, at least 2'),
+    (['--inserted_scale', '-1'], 'inserted_scale = -1.0: must be a number, at least 0'),
     (['--gpu', '99'], 'gpu = 99 cannot be used'),
 ])
 def test_bad_settings_are_refused_before_any_work(tmp_path, words, message):
@@ -457,6 +498,11 @@ def test_mini_imagenet_script_runs_anywhere(tmp_path, model):
     lines = done.stdout.splitlines()
     assert 'synthetic' in lines[0] and 'MetaNet (%s) on synthetic textures, 5-way 1-shot' % model in lines[-1]
     assert {'best.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(os.listdir(tmp_path / 'here'))
+    # The only epoch's model is the best: its test is repeated.
+    again = script(tmp_path, '--evaluate', 'here/best.npz', '--n_test_episodes', '2', '--n_queries', '2',
+                   name='train_mini_imagenet.py')
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines() == lines[-1:]
 
 
 def test_mini_imagenet_script_trains_on_files(tmp_path):
@@ -466,7 +512,10 @@ def test_mini_imagenet_script_trains_on_files(tmp_path):
         data.save_classes(str(tmp_path / 'data' / (part + '.npz')), dict(list(textures.items())[5 * i:5 * i + 5]))
     done = script(tmp_path, *SHORT, name='train_mini_imagenet.py')
     assert done.returncode == 0, done.stderr
-    assert 'MetaNet (partial) on data' in done.stdout and not done.stderr.strip()
+    assert 'MetaNet (partial) on own data (data)' in done.stdout and not done.stderr.strip()
+    shutil.rmtree(tmp_path / 'data')  # textures of 84x84 take their place
+    done = script(tmp_path, '--evaluate', 'here/best.npz', name='train_mini_imagenet.py')
+    assert done.returncode == 1 and 'trained on images of size 32' in done.stderr
 
 
 def test_mini_imagenet_script_refuses_too_few_images(tmp_path):
