@@ -403,8 +403,9 @@ class MetaNet(chainer.Chain):
         """Algorithm 1: class scores of the query examples, from the support set alone.
 
         Args:
-            support_x: float32 (n_support, ...), values in [0, 1]; its order decides which examples share a task-level
-                gradient.
+            support_x: float32 (n_support, ...), what the networks take: the paper's take images (n_support, channels,
+                height, width) in [0, 1], of Omniglot (n_support, 1, 28, 28) with 1 for ink and 0 for paper. The order
+                decides which examples share a task-level gradient.
             support_y: int32 (n_support,), labels 0 to N - 1, every label present.
             query_x: float32 (n_query, ...).
 
@@ -455,7 +456,9 @@ class MetaNet(chainer.Chain):
         share[(n_groups - 1) * group:] = 1 / (len(x) - (n_groups - 1) * group)
         with chainer.force_backprop_mode(), network.copied(way, group, n_groups) as copies:
             losses = F.softmax_cross_entropy(network.classify(x, way), y, reduce='no')
-            return [g.array for g in chainer.grad([F.sum(losses * share)], copies)]
+            gradients = chainer.grad([F.sum(losses * share)], copies)
+        # A layer that `forward` doesn't use has none.
+        return [self.xp.zeros_like(copy.array) if g is None else g.array for g, copy in zip(gradients, copies)]
 
     def group_size(self, n_support):
         """Examples to a task-level gradient: as many as cut the support set into T groups, at least one."""

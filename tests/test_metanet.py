@@ -244,6 +244,19 @@ def test_fast_weights_are_gone_after_the_forward_pass():
                for network in (model.base, model.embed) for layer in network.fast_layers(5))
 
 
+def test_a_layer_that_is_not_used_has_gradients_of_zero():
+    class Idle(MLP):
+        def forward(self, x):
+            return self.fc1(x)
+
+    np.random.seed(0)
+    model = MetaNet(Idle(4), Idle(4), [3])
+    x, y = np.random.rand(6, 4).astype(np.float32), np.arange(6, dtype=np.int32) % 3
+    used, idle, softmax = model.meta_information(model.base, x, y, 3, 2)
+    assert used.any() and softmax.any()
+    assert idle.shape == (3, 4, 4) and not idle.any()
+
+
 def test_initialize_uniform():
     model = small_model()
     model.initialize_uniform(seed=1)
