@@ -2,13 +2,15 @@
 
     python classify.py assets/omniglot_5way.npz FOLDER
 
-FOLDER/support/CLASS/ holds the examples, as many images of each class, and FOLDER/query/ the images to classify: dark
-strokes on light paper, of any size. Prints a line for each: the file, its class, and the class's probability.
+FOLDER/support/CLASS/ holds the examples, the same number for each class, and FOLDER/query/ the images to classify: dark
+strokes on light paper, a character filling most of each. Prints a line for each query: the file, its class, and the
+class's probability.
 """
 import training  # first: it readies Chainer for today's NumPy
 
 import argparse
 import os
+import sys
 
 import chainer
 import chainer.functions as F
@@ -53,15 +55,19 @@ def main():
             raise ValueError('%s holds one class: give examples of two or more' % os.path.dirname(classes[0]))
         supports = [read_folder(name) for name in classes]
         if len(set(map(len, supports))) > 1:
-            raise ValueError('the classes in %s have %s images: give as many of each, or the model prefers the largest'
-                             % (os.path.dirname(classes[0]), ', '.join(str(len(paths)) for paths in supports)))
+            counts = ['%s: %d' % (os.path.basename(name), len(paths)) for name, paths in zip(classes, supports)]
+            raise ValueError('the classes in %s have different numbers of images (%s): give as many of each, or the '
+                             'model prefers the largest' % (os.path.dirname(classes[0]), ', '.join(counts)))
         examples = [(path, label) for label, paths in enumerate(supports) for path in paths]
         # The task-level gradients are of groups of examples: as in training, each should see several classes.
         examples = [examples[i] for i in np.random.RandomState(0).permutation(len(examples))]
         support, labels = zip(*examples)
         queries = read_folder(os.path.join(args.folder, 'query'))
         support_x, query_x = read_images(support), read_images(queries)
-        model, _ = load(args.model, ways=[len(classes)], inserted_scale=0)  # more accurate, see the README
+        model, settings = load(args.model, ways=[len(classes)], inserted_scale=0)  # more accurate, see the README
+        if settings['data'] != 'Omniglot':
+            print('%s was trained on %s, not on Omniglot: expect little of it' % (args.model, settings['data']),
+                  file=sys.stderr)
     for path, p in zip(queries, probabilities(model, support_x, np.array(labels, np.int32), query_x)):
         print('%s: %s %.3f' % (os.path.basename(path), os.path.basename(classes[p.argmax()]), p.max()))
 

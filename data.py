@@ -36,6 +36,7 @@ N_TRAIN = 1200  # training classes of the 'previous' split
 N_DEV = 100  # of these, the test classes of the 'dev' split
 SPLIT_SEED = 0
 
+MINI_IMAGENET = 'data/miniImagenet'
 NETWORK_TIMEOUT = 10  # seconds
 MAPPED_SIZE = 1 << 28  # bytes from which an npz is mapped instead of read
 
@@ -257,7 +258,7 @@ def read_character(path):
 
     It is turned as its EXIF data say, put on white paper where it is transparent, padded with paper to a square, and
     its contrast stretched. Returns uint8 (28, 28), where 255 is ink and 0 is paper. Raises ValueError, with the file's
-    name, if it is not an image, or blank.
+    name, if it is not an image, blank, or more dark than light.
     """
     try:
         with Image.open(path) as image:
@@ -265,13 +266,15 @@ def read_character(path):
             if image.mode.startswith('I'):  # 16 bits or more, which Pillow would cut off instead of scaling
                 image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
             image = image.convert('RGBA')
-    except OSError as error:
-        raise ValueError(f'{path} cannot be read as an image ({error}): remove it, or save it as PNG') from error
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f'{path} cannot be read as an image ({error}): remove it, or save it as a PNG') from error
     grey = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('L')
     low, high = grey.getextrema()
     if low == high:
         raise ValueError(f'{path} is blank: remove it, or give an image of dark strokes on light paper')
     grey = ImageOps.autocontrast(grey)
+    if np.asarray(grey).mean() < 128:
+        raise ValueError(f'{path} is more dark than light: give dark strokes on light paper, invert it if need be')
     return _shrink(ImageOps.pad(grey, (max(grey.size),) * 2, color=255))
 
 
@@ -312,12 +315,12 @@ def _print_banner(data_set, stand_in, reason, remedy):
 # mini-ImageNet --------------------------------------------------------------------------------------------
 
 
-def mini_imagenet(input_path='data/miniImagenet'):
+def mini_imagenet(input_path=MINI_IMAGENET):
     """mini-ImageNet (Vinyals et al., 2016; the split of Ravi & Larochelle, 2017), as prepared by this project.
 
     Reads `input_path`/{train,dev,test}.npz, which preprocess_mini_imagenet.py makes; any data set in that form
-    will do. If none of the three is there, a banner on stderr says so, and 64 + 16 + 20 classes of synthetic
-    textures are returned.
+    will do. If none of the three is in the default folder, a banner on stderr says so, and 64 + 16 + 20 classes of
+    synthetic textures are returned.
 
     Returns (train, dev, test, name): three dicts {class name: uint8 (n_images, H, W, 3)}, memory-mapped, and
     the data set's name for results: 'mini-ImageNet' if the classes are its own and the images 84x84, 'own data
@@ -329,7 +332,7 @@ def mini_imagenet(input_path='data/miniImagenet'):
     """
     paths = {part: os.path.join(input_path, part + '.npz') for part in ('train', 'dev', 'test')}
     missing = [path for path in paths.values() if not os.path.isfile(path)]
-    if len(missing) == len(paths):
+    if len(missing) == len(paths) and input_path == MINI_IMAGENET:
         _print_banner('mini-ImageNet', 'synthetic textures', f'{missing[0]} does not exist', (
             'run preprocess_mini_imagenet.py on your ImageNet images,\n'
             '!!  or set input_path to the folder that holds its train.npz, dev.npz and test.npz'))

@@ -86,8 +86,10 @@ def test_the_kind_of_file_makes_no_difference(tmp_path, ending, make):
 
 @pytest.mark.parametrize('spoil, message', [
     (lambda folder: Image.new('L', (9, 9), 255).save(folder / 'query' / 'a0.bmp'), 'a0.bmp is blank'),
+    (lambda folder: save(255 - np.pad([[255]], 9).astype(np.uint8), str(folder / 'query' / 'a0.bmp')),
+     'a0.bmp is more dark than light'),
     (lambda folder: (folder / 'query' / 'text.png').write_text('no image'), 'text.png cannot be read as an image'),
-    (lambda folder: (folder / 'query' / 'a0.bmp').rename(folder / 'support' / 'a' / 'a0.bmp'), 'have 2, 1, 1 images'),
+    (lambda folder: (folder / 'query' / 'a0.bmp').rename(folder / 'support' / 'a' / 'a0.bmp'), '(a: 2, b: 1, c: 1)'),
     (lambda folder: (folder / 'support' / 'd').mkdir(), 'is empty: put the images there'),
     (lambda folder: (folder / 'support').rename(folder / 'supprt'), 'No such file or directory'),
     (lambda folder: [(folder / 'support' / name).rename(folder / name) for name in 'ab'], 'holds one class'),

@@ -538,8 +538,11 @@ def test_mini_imagenet_refuses_what_does_not_fit(tmp_path):
         data.mini_imagenet(str(tmp_path))
 
 
-def test_without_mini_imagenet_textures_take_its_place(tmp_path, capsys):
-    train, dev, test, name = data.mini_imagenet(str(tmp_path))
+def test_without_mini_imagenet_textures_take_its_place(tmp_path, capsys, monkeypatch):
+    with pytest.raises(FileNotFoundError, match='train.npz.*missing'):
+        data.mini_imagenet(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    train, dev, test, name = data.mini_imagenet()
     assert (len(train), len(dev), len(test), name) == (64, 16, 20, 'synthetic textures')
     assert train['texture0000'].shape == (40, 84, 84, 3)
     assert 'THIS IS NOT MINI-IMAGENET' in capsys.readouterr().err
