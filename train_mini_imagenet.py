@@ -87,7 +87,8 @@ def train_model(settings):
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.at_least(2, settings, 'n_outputs_train')
         training.at_least(1, settings, 'nb_samples_per_class', 'n_epoch', 'n_dev_episodes', 'n_filters', 'n_steps')
-        training.at_least(0, settings, 'n_slow', 'alpha', 'n_decay', 'clip')
+        training.at_least(0, settings, 'n_slow', 'n_decay')
+        training.at_least(0., settings, 'alpha', 'clip')
         training.whole_updates(settings)
         device = training.device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
@@ -136,7 +137,9 @@ def main():
     with training.plain_errors():
         training.at_least(2, settings, 'n_outputs_test', 'n_test_episodes')
         training.at_least(1, settings, 'nb_samples_per_class_test', 'n_queries')
-        training.at_least(0, settings, 'seed', 'inserted_scale')
+        training.at_least(0, settings, 'seed')
+        training.at_least(0., settings, 'inserted_scale')
+        training.at_least(-1, settings, 'gpu')
     if evaluate:
         evaluate_model(settings, given)
     else:
@@ -144,4 +147,5 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    with training.plain_interrupt():
+        main()

@@ -128,7 +128,8 @@ def train_model(settings, ways):
         training.at_least(2, settings, 'n_outputs_train')
         training.at_least(1, settings, 'nb_samples_per_class', 'n_queries', 'n_epoch', 'n_test_episodes', 'n_filters',
                           'n_steps')
-        training.at_least(0, settings, 'alpha', 'n_decay', 'clip')
+        training.at_least(0, settings, 'n_decay')
+        training.at_least(0., settings, 'alpha', 'clip')
         training.whole_updates(settings)
         device = training.device(gpu)
         train_classes, test_classes, source = data.omniglot(input_path, split)
@@ -164,7 +165,9 @@ def main():
     with training.plain_errors():
         training.at_least(1, settings, 'nb_samples_per_class_test', 'n_queries_test')
         training.at_least(2, settings, 'n_final_episodes')
-        training.at_least(0, settings, 'seed', 'inserted_scale')
+        training.at_least(0, settings, 'seed')
+        training.at_least(0., settings, 'inserted_scale')
+        training.at_least(-1, settings, 'gpu')
         ways = training.several('n_outputs_test', n_outputs_test)
     if evaluate:
         evaluate_model(settings, given, ways)
@@ -173,4 +176,5 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    with training.plain_interrupt():
+        main()

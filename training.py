@@ -88,14 +88,16 @@ def choice(name, value, options):
 
 
 def at_least(least, settings, *names):
-    """Refuses settings that are below `least`, or no numbers.
+    """Refuses settings that are below `least`, or no numbers; where `least` is an int, they must be whole.
 
     Raises:
         ValueError: with the first such setting's name.
     """
+    kind, words = (int, 'whole number') if isinstance(least, int) else ((int, float), 'number')
     for name in names:
-        if not isinstance(settings[name], (int, float)) or settings[name] < least:
-            raise ValueError('%s = %s: must be a number, at least %d' % (name, settings[name], least))
+        value = settings.get(name)  # configure leaves out what is none of its kinds, such as None
+        if not isinstance(value, kind) or value < least:
+            raise ValueError('%s = %s: must be a %s, at least %d' % (name, value, words, least))
 
 
 def several(name, value):
@@ -145,6 +147,15 @@ def plain_errors():
         yield
     except (ValueError, OSError) as error:
         sys.exit('error: %s' % error)
+
+
+@contextlib.contextmanager
+def plain_interrupt():
+    """Ends the program without a traceback where Ctrl-C stops it at once."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit('\nStopped at once. All that is saved stays; the same command goes on from the last snapshot.')
 
 
 def device(gpu):
@@ -471,7 +482,13 @@ def train(model, optimizer, sampler, extras, settings):
         snapshot = extensions.snapshot(filename='snapshot_{.updater.iteration}', n_retains=1, autoload=True)
         trainer.extend(snapshot, trigger=(1, 'epoch'))
         # Chainer would load the latest snapshot last, when LinearShift has already set the learning rate.
-        snapshot.initialize(trainer)
+        try:
+            snapshot.initialize(trainer)
+        except Exception as error:  # whatever NumPy and zipfile raise
+            sys.exit('error: the snapshot in %s cannot be read, or is of another network (%s): give this run another '
+                     'folder (out), or remove that one' % (out, error))
+        if updater.iteration:
+            print('going on after %d episodes, from the snapshot in %s' % (updater.iteration, out), flush=True)
         if updater.epoch > settings['n_epoch']:
             sys.exit('error: the folder %s holds a run that has trained for %d epochs, more than n_epoch = %d: raise '
                      'that, or give this run another folder (out)' % (out, updater.epoch, settings['n_epoch']))
@@ -513,7 +530,7 @@ def load_model(path, build, inserted_scale):
     """
     try:
         with np.load(path) as file:
-            settings = json.loads(str(file['settings']))
+            settings = {'data': 'unknown data', **json.loads(str(file['settings']))}
             model = build(settings)
             trained = '/softmax%d/' % settings['n_outputs_train']
             missing = [name for name, _ in model.namedparams()
@@ -535,8 +552,12 @@ def _claim(out, settings):
     changeable = CHANGEABLE if settings.get('n_decay') else CHANGEABLE + ('n_epoch',)
     own = json.loads(json.dumps({name: value for name, value in settings.items() if name not in changeable}))
     if os.path.exists(path):
-        with open(path) as file:
-            other = json.load(file)
+        try:
+            with open(path) as file:
+                other = json.load(file)
+        except ValueError as error:
+            raise ValueError('%s is damaged (%s): give this run another folder (out), or remove that one'
+                             % (path, error)) from error
         changed = ['%s (%r there, %r now)' % (name, other.get(name), own.get(name))
                    for name in sorted(set(own) | set(other)) if own.get(name) != other.get(name)]
         if changed:

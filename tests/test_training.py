@@ -3,7 +3,6 @@ import contextlib
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -200,6 +199,24 @@ def test_a_run_is_not_taken_for_a_shorter_one(tmp_path):
     assert (tmp_path / 'model.npz').read_bytes() == before
 
 
+def test_a_run_that_goes_on_says_so(tmp_path, capsys):
+    run(tmp_path, 1)
+    assert 'going on' not in capsys.readouterr().out
+    run(tmp_path, 2)
+    assert 'going on after 3 episodes, from the snapshot in %s' % tmp_path in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name, remedy', [
+    ('snapshot_3', 'the snapshot in'), ('settings.json', 'settings.json is damaged')])
+def test_a_damaged_run_is_refused_and_left_alone(tmp_path, name, remedy):
+    run(tmp_path, 1)
+    (tmp_path / name).write_bytes(b'x')
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(SystemExit, match='%s.*another folder' % remedy):
+        run(tmp_path, 2)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path):
     run(tmp_path, 1)
     before = sorted(os.listdir(tmp_path))
@@ -323,6 +340,13 @@ def test_configure(tmp_path, words, expected):
         assert all('--' + name in done.stderr for name in ('whole', 'several', 'real', 'word', 'flag'))
     else:
         assert done.stdout == 'True\n%s\n' % expected
+
+
+@pytest.mark.parametrize('value', [None, 2.5, (5, 10), 0])
+def test_an_edited_constant_of_a_wrong_kind_is_refused(value):
+    with pytest.raises(ValueError, match='n_queries = .*: must be a whole number, at least 1'):
+        training.at_least(1, {'n_queries': value} if value is not None else {}, 'n_queries')
+    training.at_least(0., {'clip': 2.5}, 'clip')
 
 
 def offline():
@@ -473,10 +497,10 @@ def test_the_seed_decides_all(tmp_path, initialisation):
     (['--nb_samples_per_class', '15'], 'shot + n_query = 25'),
     (['--rotations', 'none'], "rotations = 'none': choose among 'episode', 'classes'"),
     (['--n_episodes_per_update', '3'], 'n_episodes = 100 is not a multiple of n_episodes_per_update = 3'),
-    (['--n_epoch', '0'], 'n_epoch = 0: must be a number, at least 1'),
-    (['--n_outputs_train', '1'], 'n_outputs_train = 1: must be a number, at least 2'),
-    (['--n_decay', '-3'], 'n_decay = -3: must be a number, at least 0'),
-    (['--n_final_episodes', '1'], 'n_final_episodes = 1: must be a number, at least 2'),
+    (['--n_epoch', '0'], 'n_epoch = 0: must be a whole number, at least 1'),
+    (['--n_outputs_train', '1'], 'n_outputs_train = 1: must be a whole number, at least 2'),
+    (['--n_decay', '-3'], 'n_decay = -3: must be a whole number, at least 0'),
+    (['--n_final_episodes', '1'], 'n_final_episodes = 1: must be a whole number, at least 2'),
     (['--inserted_scale', '-1'], 'inserted_scale = -1.0: must be a number, at least 0'),
     (['--gpu', '99'], 'gpu = 99 cannot be used'),
 ])
@@ -488,18 +512,20 @@ def test_bad_settings_are_refused_before_any_work(tmp_path, words, message):
 
 SHORT = ['--n_epoch', '1', '--n_episodes', '1', '--n_dev_episodes', '2', '--n_test_episodes', '2', '--n_filters', '4',
          '--n_queries', '2', '--out', 'here']
+NO_IMAGES = ['--input_path', 'data/miniImagenet']  # the default: textures take their place
 
 
 @pytest.mark.parametrize('model', ['partial', 'partial, u'])
 def test_mini_imagenet_script_runs_anywhere(tmp_path, model):
-    done = script(tmp_path, *SHORT, '--model', model, '--n_outputs_train', '6', name='train_mini_imagenet.py')
+    done = script(tmp_path, *SHORT, *NO_IMAGES, '--model', model, '--n_outputs_train', '6',
+                  name='train_mini_imagenet.py')
     assert done.returncode == 0, done.stderr
     assert 'NOT MINI-IMAGENET' in done.stderr
     lines = done.stdout.splitlines()
     assert 'synthetic' in lines[0] and 'MetaNet (%s) on synthetic textures, 5-way 1-shot' % model in lines[-1]
     assert {'best.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(os.listdir(tmp_path / 'here'))
     # The only epoch's model is the best: its test is repeated.
-    again = script(tmp_path, '--evaluate', 'here/best.npz', '--n_test_episodes', '2', '--n_queries', '2',
+    again = script(tmp_path, '--evaluate', 'here/best.npz', '--n_test_episodes', '2', '--n_queries', '2', *NO_IMAGES,
                    name='train_mini_imagenet.py')
     assert again.returncode == 0, again.stderr
     assert again.stdout.splitlines() == lines[-1:]
@@ -513,9 +539,14 @@ def test_mini_imagenet_script_trains_on_files(tmp_path):
     done = script(tmp_path, *SHORT, name='train_mini_imagenet.py')
     assert done.returncode == 0, done.stderr
     assert 'MetaNet (partial) on own data (data)' in done.stdout and not done.stderr.strip()
-    shutil.rmtree(tmp_path / 'data')  # textures of 84x84 take their place
-    done = script(tmp_path, '--evaluate', 'here/best.npz', name='train_mini_imagenet.py')
+    done = script(tmp_path, '--evaluate', 'here/best.npz', *NO_IMAGES, name='train_mini_imagenet.py')
     assert done.returncode == 1 and 'trained on images of size 32' in done.stderr
+
+
+def test_mini_imagenet_script_does_not_replace_a_folder_that_was_named(tmp_path):
+    done = script(tmp_path, *SHORT, name='train_mini_imagenet.py')
+    assert done.returncode == 1 and 'train.npz' in done.stderr and 'missing' in done.stderr
+    assert not os.path.exists(tmp_path / 'here')
 
 
 def test_mini_imagenet_script_refuses_too_few_images(tmp_path):
