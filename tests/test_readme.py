@@ -28,7 +28,6 @@ def test_a_network_of_ones_own_learns(episode):
     names = {}
     exec(example('class MLP'), names)
     model = names['model']
-    model.initialize_uniform(0)
     optimizer = chainer.optimizers.Adam().setup(model)
     before = {name: param.array.copy() for name, param in model.namedparams()}
     losses = []
@@ -43,6 +42,15 @@ def test_a_network_of_ones_own_learns(episode):
     # u's softmax layer only serves to make gradients, and there is no convolution to generate.
     unused = {name for name in before if name.startswith(('/m_conv', '/d_conv'))}
     assert set(before) - moved == unused | {'/embed/softmax5/W'}
+
+
+def test_the_loop_for_it_trains(monkeypatch):
+    monkeypatch.setattr(data, 'omniglot', lambda: (data.synthetic_strokes(8), {}, 'synthetic strokes'))
+    names = {}
+    exec(example('class MLP'), names)
+    before = {name: param.array.copy() for name, param in names['model'].namedparams()}
+    exec(example('for i in range').replace('300', '2'), names)
+    assert any((param.array != before[name]).any() for name, param in names['model'].namedparams())
 
 
 def test_the_trained_model_in_a_few_lines(episode, monkeypatch):
