@@ -183,7 +183,7 @@ def device(gpu):
 class EpisodeUpdater(training.Updater):
     """Learns from the sampler's episodes; reports `main/loss`, `main/accuracy` and `seconds`, all of an episode.
 
-    Its `iteration` counts episodes.
+    Its `iteration` counts episodes. Ends the program (SystemExit) when an update makes a parameter infinite or nan.
 
     Args:
         model: `MetaNet`, or a link with such a `loss`.
@@ -236,8 +236,12 @@ class EpisodeUpdater(training.Updater):
                 loss = self.model.loss(self.sampler.sample())
             summary.add(observation)
             (loss / self.n_averaged).backward()
-        self.optimizer.update()
+        with np.errstate(divide='ignore'):  # saturated softmaxes: all gradients 0, and clipping divides by their norm
+            self.optimizer.update()
         self.iteration += self.n_averaged
+        if not all(param.xp.isfinite(param.array).all() for param in self.model.params()):
+            sys.exit('error: the parameters are no longer finite after episode %d; what was saved before is as it was. '
+                     'Give a run with a smaller alpha or clip, or another seed, another folder (out)' % self.iteration)
         chainer.report(summary.compute_mean())
         chainer.report({'seconds': (time.perf_counter() - start) / self.n_averaged})
 
@@ -466,7 +470,8 @@ def train(model, optimizer, sampler, extras, settings):
             `data`, the name of the data, are used here.
 
     Raises:
-        SystemExit: the folder holds a run with other settings or more epochs, or Ctrl-C was pressed.
+        SystemExit: the folder holds a run with other settings or more epochs, Ctrl-C was pressed, or parameters are no
+            longer finite.
     """
     out = settings['out']
     updater = EpisodeUpdater(model, optimizer, sampler, settings['n_episodes'], settings['n_episodes_per_update'])

@@ -9,6 +9,7 @@ import sys
 
 import chainer_compat  # noqa: F401
 import chainer
+import chainer.functions as F
 import numpy as np
 import pytest
 
@@ -130,6 +131,28 @@ def test_a_decaying_run_goes_on_bit_for_bit_and_has_a_fixed_length(tmp_path, str
     assert not same(model, straight[1])
     with pytest.raises(SystemExit, match='n_epoch'):
         run(tmp_path / 'stopped', 4, n_decay=2)
+
+
+def test_a_run_that_diverges_ends_and_keeps_its_last_snapshot(tmp_path, straight, monkeypatch):
+    run(tmp_path, 1)
+    loss = MetaNet.loss
+    with monkeypatch.context() as patch:
+        patch.setattr(MetaNet, 'loss', lambda self, episode: loss(self, episode) * np.float32('inf'))
+        with np.errstate(invalid='ignore'), pytest.raises(SystemExit, match='no longer finite after episode 4'):
+            run(tmp_path, 3)
+    assert same(run(tmp_path, 3), straight[1])
+
+
+@pytest.mark.filterwarnings('error')
+def test_gradients_of_zero_are_clipped_without_a_warning():
+    model = chainer.Chain()
+    model.add_param('w', shape=2, initializer=chainer.initializers.One())
+    model.loss = lambda episode: 0 * F.sum(model.w)
+    optimizer = chainer.optimizers.SGD().setup(model)
+    optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(10))
+    with chainer.Reporter():
+        training.EpisodeUpdater(model, optimizer, data.EpisodeSampler(CLASSES, 3, 1, 2), 1).update()
+    assert (model.w.array == 1).all()
 
 
 def test_several_episodes_make_an_update_with_their_mean_gradient():
