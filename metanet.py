@@ -360,9 +360,10 @@ class Memory:
         return [next(negative_means if isinstance(value, NegativeWeights) else means) for value in self.values]
 
 
-def _centred(weights):
-    """Filters (..., kh, kw, c), each without its mean."""
-    return weights - F.broadcast_to(F.mean(weights, axis=(-3, -2, -1), keepdims=True), weights.shape)
+def _centred(weights, kind):
+    """Filters (..., kh, kw, c) of kind 'conv', or rows (..., c) of kind 'fc', each without its mean."""
+    axes = (-3, -2, -1) if kind == 'conv' else -1
+    return weights - F.broadcast_to(F.mean(weights, axis=axes, keepdims=True), weights.shape)
 
 
 class MetaNet(chainer.Chain):
@@ -375,13 +376,14 @@ class MetaNet(chainer.Chain):
         n_steps: T, the length of d's sequence of gradients where the support set allows it (`group_size`).
         task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
         base_on_keys: whether b's input is u's key of an example rather than the example itself.
-        centred: an extension, not in the paper: from each filter that m and d generate its mean is subtracted. It is to
-            keep convolutions' fast activations alive, which else mostly turn negative within some dozens of episodes.
+        centred: an extension, not in the paper, to keep fast activations alive, which else mostly turn negative within
+            some dozens of episodes: from the fast weights of each output of a layer, a convolution's filter for one,
+            their mean is subtracted. 'fc': in fully connected layers but the softmax layer; 'conv': in convolutions,
+            which takes much longer (`NegativeWeights`); 'conv, fc': in both.
         n_units: units of the meta learner's hidden layers.
     """
 
-    def __init__(self, base, embed, ways, n_steps=5, task_level=True, base_on_keys=False, centred=False,
-                 n_units=20):
+    def __init__(self, base, embed, ways, n_steps=5, task_level=True, base_on_keys=False, centred='', n_units=20):
         super().__init__()
         self.n_steps = n_steps
         self.task_level = task_level
@@ -482,8 +484,9 @@ class MetaNet(chainer.Chain):
                 continue
             learner, chosen = self['%s_%s' % (name, kind)], [gradients[i] for i in places]
             make = functools.partial(learner, chosen)
-            if kind == 'conv' and self.centred:
-                generated = [_centred(weights) for weights in make()]
+            if kind in self.centred:
+                generated = [weights if i == len(gradients) - 1 else _centred(weights, kind)  # the last: softmax layer
+                             for i, weights in zip(places, make())]
             elif kind == 'conv' and learner.is_negative(chosen):
                 generated = NegativeWeights.of_layers(make, len(places))
             else:

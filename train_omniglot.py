@@ -40,7 +40,7 @@ n_final_episodes = 1000  # test episodes of each way at the end
 variant = 'MetaNet'  # 'MetaNet', or 'MetaNet-': no task-level fast weights in the embedding
 n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
-centred = False  # True: an extension that keeps the convolutions' fast weights alive, see the README
+centred = ''  # 'fc', 'conv' or 'conv, fc': an extension that keeps these layers' fast activations alive, see the README
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
@@ -103,7 +103,8 @@ def paper_accuracies(settings, shot, source):
 def label(settings, source):
     """What was trained and on what, and on what it was tested, `source`: for the lines of results."""
     on = settings['data'] + (', %s split' % settings['split'] if settings['data'] == 'Omniglot' else '')
-    return '%s trained %d-way, on %s%s' % (settings['variant'], settings['n_outputs_train'], on,
+    model = settings['variant'] + (' (centred: %s)' % settings['centred'] if settings['centred'] else '')
+    return '%s trained %d-way, on %s%s' % (model, settings['n_outputs_train'], on,
                                            '' if source == settings['data'] else ', tested on ' + source)
 
 
@@ -123,6 +124,7 @@ def train_model(settings, ways):
     """Trains a model and tests it."""
     with training.plain_errors():
         training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
+        training.choice('centred', centred, ('', 'fc', 'conv', 'conv, fc'))
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.choice('rotations', rotations, ('episode', 'classes'))
         training.at_least(2, settings, 'n_outputs_train')

@@ -141,14 +141,16 @@ def test_metanet_minus_has_no_task_level_weights():
     assert model.embed.conv1.W.grad is not None
 
 
-def test_centred_filters_have_no_mean_and_nothing_else_changes():
-    plain, centred = small_model(), small_model(centred=True)
+@pytest.mark.parametrize('kinds', ['conv', 'fc', 'conv, fc'])
+def test_centred_weights_have_no_mean_and_nothing_else_changes(kinds):
+    plain, centred = small_model(), small_model(centred=kinds)
     task = episode(5, 1)
-    for fast, other in zip(plain.example_fast_weights(*task[:2], 5), centred.example_fast_weights(*task[:2], 5)):
-        expected = fast.array
-        if fast.ndim == 5:
-            expected = expected - expected.mean(axis=(-3, -2, -1), keepdims=True)
-        np.testing.assert_allclose(other.array, expected, atol=1e-6 * abs(fast.array).max())
+    for fast_weights, first in (('example_fast_weights', 2), ('task_fast_weights', 1)):
+        ours, others = [[w.array for w in getattr(model, fast_weights)(*task[:2], 5)] for model in (centred, plain)]
+        for i, (fast, other) in enumerate(zip(ours, others)):
+            if i < 5 and 'conv' in kinds or i == 5 and 'fc' in kinds:  # 6 is the softmax layer
+                other = other - other.mean(axis=tuple(range(first, other.ndim)), keepdims=True)
+            np.testing.assert_allclose(fast, other, atol=1e-6 * abs(other).max())
 
 
 def negative_model(**settings):
@@ -217,7 +219,7 @@ def test_negative_weights_can_be_looked_at_and_count_as_shut():
 
 
 def test_centred_filters_are_never_taken_for_negative():
-    assert (outcome(negative_model(centred=True), episode(5, 1))[0]
+    assert (outcome(negative_model(centred='conv'), episode(5, 1))[0]
             != outcome(negative_model(), episode(5, 1))[0]).any()
 
 

@@ -424,9 +424,10 @@ def test_evaluate_refuses_what_the_model_was_not_trained_with(trained):
 
 
 def test_results_name_what_was_trained_and_tested_on():
-    settings = {'split': 'previous', 'variant': 'MetaNet-', 'n_outputs_train': 5, 'data': 'Omniglot'}
-    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet- trained 5-way, on Omniglot, previous split'
-    settings['data'] = 'synthetic strokes'
+    settings = {'split': 'previous', 'variant': 'MetaNet-', 'n_outputs_train': 5, 'data': 'Omniglot', 'centred': 'fc'}
+    assert train_omniglot.label(settings, 'Omniglot') == (
+        'MetaNet- (centred: fc) trained 5-way, on Omniglot, previous split')
+    settings.update(data='synthetic strokes', centred='')
     assert train_omniglot.label(settings, 'Omniglot') == (
         'MetaNet- trained 5-way, on synthetic strokes, tested on Omniglot')
     assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {}
