@@ -41,6 +41,7 @@ model = 'partial'  # 'partial': b has a CNN of its own; 'partial, u': b is an ML
 n_filters = 32  # of each convolution
 n_slow = 3  # convolutions, from the first, with batch normalisation and without fast weights
 n_steps = 10  # T: task-level gradients that the support set is cut into
+centred = ''  # 'fc', 'conv' or 'conv, fc': an extension that keeps these layers' fast activations alive, see the README
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
@@ -60,7 +61,8 @@ def build(settings, ways):
     on_keys = settings['model'] == 'partial, u'
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     base = MLP(embed.n_out) if on_keys else CNN(settings['n_filters'], **sizes)
-    return MetaNet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
+    return MetaNet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys,
+                   centred=settings['centred'])
 
 
 def load(path, ways, inserted_scale=0.1):
@@ -70,7 +72,7 @@ def load(path, ways, inserted_scale=0.1):
 
 def test_row(trained, source, sampler, result):
     """Prints the result of a test on `source` of a model whose settings are `trained`, and returns it as a row."""
-    label = 'MetaNet (%s) on %s' % (trained['model'], trained['data'])
+    label = '%s on %s' % (training.model_name('MetaNet', trained, trained['model']), trained['data'])
     comparable = trained['data'] == source == 'mini-ImageNet' and (sampler.way, sampler.shot) == (5, 1)
     return training.result_row(label if source == trained['data'] else label + ', tested on ' + source, sampler,
                                n_test_episodes, result, PAPER if comparable else None)
@@ -84,6 +86,7 @@ def train_model(settings):
     """Trains a model and tests it by the paper's protocol."""
     with training.plain_errors():
         training.choice('model', model, ('partial', 'partial, u'))
+        training.choice('centred', centred, training.CENTRED)
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.at_least(2, settings, 'n_outputs_train')
         training.at_least(1, settings, 'nb_samples_per_class', 'n_epoch', 'n_dev_episodes', 'n_filters', 'n_steps')

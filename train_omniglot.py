@@ -103,9 +103,9 @@ def paper_accuracies(settings, shot, source):
 def label(settings, source):
     """What was trained and on what, and on what it was tested, `source`: for the lines of results."""
     on = settings['data'] + (', %s split' % settings['split'] if settings['data'] == 'Omniglot' else '')
-    model = settings['variant'] + (' (centred: %s)' % settings['centred'] if settings['centred'] else '')
-    return '%s trained %d-way, on %s%s' % (model, settings['n_outputs_train'], on,
-                                           '' if source == settings['data'] else ', tested on ' + source)
+    tested = '' if source == settings['data'] else ', tested on ' + source
+    model = training.model_name(settings['variant'], settings)
+    return '%s trained %d-way, on %s%s' % (model, settings['n_outputs_train'], on, tested)
 
 
 def test_samplers(classes, ways, kind, xp):
@@ -124,7 +124,7 @@ def train_model(settings, ways):
     """Trains a model and tests it."""
     with training.plain_errors():
         training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
-        training.choice('centred', centred, ('', 'fc', 'conv', 'conv, fc'))
+        training.choice('centred', centred, training.CENTRED)
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.choice('rotations', rotations, ('episode', 'classes'))
         training.at_least(2, settings, 'n_outputs_train')

@@ -112,6 +112,16 @@ def several(name, value):
     return values
 
 
+CENTRED = '', 'fc', 'conv', 'conv, fc'  # choices for the setting
+
+
+def model_name(variant, settings, *remarks):
+    """What a line of results calls a model: its variant, remarks, and which of its layers are centred."""
+    if settings['centred']:
+        remarks += ('centred: ' + settings['centred'],)
+    return variant + (' (%s)' % ', '.join(remarks) if remarks else '')
+
+
 def refuse_conflicts(given, trained):
     """Refuses settings of the command line by which a trained model was not trained.
 

@@ -514,6 +514,7 @@ def test_the_seed_decides_all(tmp_path, initialisation):
 
 
 @pytest.mark.parametrize('words, message', [
+    (['--centred', 'softmax'], "centred = 'softmax': choose among '', 'fc', 'conv', 'conv, fc'"),
     (['--variant', 'MetaNet+'], "variant = 'MetaNet+': choose among 'MetaNet', 'MetaNet-'"),
     (['--initialisation', 'zero'], "initialisation = 'zero': choose among 'uniform', 'chainer'"),
     (['--split', 'mine'], "unknown split 'mine'"),
@@ -539,14 +540,15 @@ SHORT = ['--n_epoch', '1', '--n_episodes', '1', '--n_dev_episodes', '2', '--n_te
 NO_IMAGES = ['--input_path', 'data/miniImagenet']  # the default: textures take their place
 
 
-@pytest.mark.parametrize('model', ['partial', 'partial, u'])
-def test_mini_imagenet_script_runs_anywhere(tmp_path, model):
-    done = script(tmp_path, *SHORT, *NO_IMAGES, '--model', model, '--n_outputs_train', '6',
+@pytest.mark.parametrize('model, centred, name', [('partial', '', 'partial'),
+                                                  ('partial, u', 'fc', 'partial, u, centred: fc')])
+def test_mini_imagenet_script_runs_anywhere(tmp_path, model, centred, name):
+    done = script(tmp_path, *SHORT, *NO_IMAGES, '--model', model, '--centred', centred, '--n_outputs_train', '6',
                   name='train_mini_imagenet.py')
     assert done.returncode == 0, done.stderr
     assert 'NOT MINI-IMAGENET' in done.stderr
     lines = done.stdout.splitlines()
-    assert 'synthetic' in lines[0] and 'MetaNet (%s) on synthetic textures, 5-way 1-shot' % model in lines[-1]
+    assert 'synthetic' in lines[0] and 'MetaNet (%s) on synthetic textures, 5-way 1-shot' % name in lines[-1]
     assert {'best.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(os.listdir(tmp_path / 'here'))
     # The only epoch's model is the best: its test is repeated.
     again = script(tmp_path, '--evaluate', 'here/best.npz', '--n_test_episodes', '2', '--n_queries', '2', *NO_IMAGES,
