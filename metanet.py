@@ -22,12 +22,15 @@ import numpy as np
 import bounds
 import functions
 
+CENTRED = '', 'fc', 'conv', 'conv, fc'  # choices for `MetaNet`'s `centred`
+
 
 class FastLayer(chainer.Link):
     """A layer of slow weights that fast weights can augment (section 3.3): activation(W x) + activation(W* x).
 
     While it has no fast weights, it is an ordinary layer: activation(W x). There is no bias. Subclasses define
-    `product`.
+    `product(x, weights, relu)`, the sum over `weights` of weight x, each through a ReLU if `relu`. A weight has the
+    shape of `slow()`, for all examples, or has one more axis in front, of groups of `group` examples each.
 
     Args:
         shape: shape of the slow weights, the parameter `W`.
@@ -73,11 +76,17 @@ class FastLayer(chainer.Link):
 class FastConvolution2D(FastLayer):
     """An adaptable convolution: stride 1, output as large as the input, no bias.
 
+    From float32 (n, in_channels, height, width) to (n, out_channels, height, width); pooling halves the sides, rounded
+    up.
+
     Args:
         in_channels, out_channels: numbers of feature maps.
         ksize: side of the kernel, odd.
         activation: as in `FastLayer`.
         pool: whether 2x2 max pooling follows the sum.
+
+    Raises:
+        ValueError: an even `ksize`.
     """
 
     def __init__(self, in_channels, out_channels, ksize=3, activation=F.relu, pool=False):
@@ -100,7 +109,7 @@ class FastConvolution2D(FastLayer):
 
 
 class FastLinear(FastLayer):
-    """An adaptable fully connected layer without bias.
+    """An adaptable fully connected layer without bias: from float32 (n, in_size), flat, to (n, out_size).
 
     Args:
         in_size, out_size: numbers of units.
@@ -145,7 +154,7 @@ class NegativeWeights:
 class Network(chainer.Chain):
     """A base learner or an embedding: derive from it, make the layers in `init_scope`, and write `forward`.
 
-    `forward(x)` takes a batch of n inputs and returns (n, `n_out`): a base learner's last hidden layer, or an
+    `forward(x)` takes a batch of n inputs and returns float32 (n, `n_out`): a base learner's last hidden layer, or an
     embedding's keys. Softmax layers come with `add_way`, one for each number of classes, named `softmax5`, ...
 
     Args:
@@ -169,10 +178,6 @@ class Network(chainer.Chain):
             raise ValueError('there is no softmax layer for %d classes: add one with add_way, or name that number '
                              'among the ways of MetaNet' % way)
         return self[name]
-
-    def classify(self, x, way):
-        """Class scores (n, way). The ReLU makes a hidden layer of an embedding's keys; a base learner's has had it."""
-        return self.softmax(way)(F.relu(self(x)))
 
     def fast_layers(self, way=None):
         """The adaptable layers of `forward`; with `way` also the softmax layer for that number of classes."""
@@ -381,10 +386,17 @@ class MetaNet(chainer.Chain):
             their mean is subtracted. 'fc': in fully connected layers but the softmax layer; 'conv': in convolutions,
             which takes much longer (`NegativeWeights`); 'conv, fc': in both.
         n_units: units of the meta learner's hidden layers.
+
+    Raises:
+        ValueError: `centred` is none of these, or `n_steps` below 1.
     """
 
     def __init__(self, base, embed, ways, n_steps=5, task_level=True, base_on_keys=False, centred='', n_units=20):
         super().__init__()
+        if centred not in CENTRED:
+            raise ValueError('centred = %r: choose among %s' % (centred, ', '.join(map(repr, CENTRED))))
+        if n_steps < 1:
+            raise ValueError('n_steps = %s: must be at least 1' % n_steps)
         self.n_steps = n_steps
         self.task_level = task_level
         self.base_on_keys = base_on_keys
@@ -426,7 +438,12 @@ class MetaNet(chainer.Chain):
             support_x, query_x = keys.array, queries
         example_weights = self.example_fast_weights(support_x, support_y, way)          # lines 6-8: M = m(gradients)
         with self.base.augmented(Memory(keys, example_weights).read(queries), way):     # line 13: W* by attention
-            return self.base.classify(query_x, way)                                     # line 14: b(W, W*, x)
+            return self.scores(self.base, query_x, way)                                 # line 14: b(W, W*, x)
+
+    def scores(self, network, x, way):
+        """Class scores (n, way) of b or u for n inputs; u's keys become a hidden layer by a ReLU, b has had its own."""
+        hidden = network(x)
+        return network.softmax(way)(F.relu(hidden) if network is self.embed else hidden)
 
     def task_fast_weights(self, x, y, way):
         """Q*, a list as `meta_learner` gives: a fast weight for each adaptable slow weight of u; none in MetaNet-."""
@@ -457,7 +474,7 @@ class MetaNet(chainer.Chain):
         share = self.xp.full(len(x), 1 / group, x.dtype)
         share[(n_groups - 1) * group:] = 1 / (len(x) - (n_groups - 1) * group)
         with chainer.force_backprop_mode(), network.copied(way, group, n_groups) as copies:
-            losses = F.softmax_cross_entropy(network.classify(x, way), y, reduce='no')
+            losses = F.softmax_cross_entropy(self.scores(network, x, way), y, reduce='no')
             gradients = chainer.grad([F.sum(losses * share)], copies)
         # A layer that `forward` doesn't use has none.
         return [self.xp.zeros_like(copy.array) if g is None else g.array for g, copy in zip(gradients, copies)]
@@ -467,7 +484,7 @@ class MetaNet(chainer.Chain):
         return max(1, n_support // self.n_steps)
 
     def meta_learner(self, name, gradients):
-        """`m` or `d`: one set of parameters serves convolutions, another fully connected layers.
+        """`m` or `d`: one set of parameters serves convolutions, another fully connected and all other layers.
 
         Args:
             name: 'm' or 'd'.
@@ -478,8 +495,9 @@ class MetaNet(chainer.Chain):
             `NegativeWeights` in place of those of convolutions, where all are negative.
         """
         fast = {}
-        for kind, ndim in (('conv', 5), ('fc', 3)):
-            places = [i for i, g in enumerate(gradients) if g.ndim == ndim]
+        kinds = ['conv' if g.ndim == 5 else 'fc' for g in gradients]
+        for kind in ('conv', 'fc'):
+            places = [i for i, its_kind in enumerate(kinds) if its_kind == kind]
             if not places:
                 continue
             learner, chosen = self['%s_%s' % (name, kind)], [gradients[i] for i in places]
@@ -513,11 +531,16 @@ class MetaNet(chainer.Chain):
 
         Batch normalisation keeps its scale of 1 and shift of 0: three scales below 0.1 would make the signal vanish.
         With `way`, softmax layers for other numbers of classes are left alone, too.
+
+        Raises:
+            ValueError: a parameter has no shape yet.
         """
         random = self.xp.random.RandomState(seed)
         kept = {id(param) for link in self.links() if isinstance(link, L.BatchNormalization)
                 or (isinstance(link, SoftmaxLayer) and way not in (None, len(link.W))) for param in link.params()}
-        for param in self.params():
+        for name, param in self.namedparams():
+            if not param.is_initialized:
+                raise ValueError('%s has no shape yet: give its layer the size of its input instead of None' % name)
             if id(param) not in kept:
                 param.array[...] = random.uniform(-scale, scale, param.shape)
 

@@ -10,7 +10,7 @@ import pytest
 import check_golden
 import data
 
-from metanet import CNN, MLP, FastConvolution2D, FastLinear, Memory, MetaNet, Network
+from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network
 
 FOLDER = os.path.join(os.path.dirname(__file__), 'golden')
 GOLDEN = os.path.join(FOLDER, 'full_5way_1shot.npz')
@@ -69,16 +69,16 @@ def test_check_golden_command(tmp_path, capsys):
 @pytest.mark.parametrize('n_support, group', [(5, 1), (6, 2), (7, 3), (4, 9)])
 def test_meta_information_is_each_groups_own_gradient(n_support, group):
     network = CNN(8)
-    network.add_way(3)
+    model = MetaNet(network, CNN(8, activation=None), [3])
     random = np.random.RandomState(0)
     x = random.rand(n_support, 1, 28, 28).astype(np.float32)
     y = random.randint(3, size=n_support).astype(np.int32)
     layers = network.fast_layers(3)
-    gradients = MetaNet(network, CNN(8, activation=None), [3]).meta_information(network, x, y, 3, group)
+    gradients = model.meta_information(network, x, y, 3, group)
     for i, start in enumerate(range(0, n_support, group)):
         network.cleargrads()
         part = slice(start, start + group)
-        F.softmax_cross_entropy(network.classify(x[part], 3), y[part]).backward()
+        F.softmax_cross_entropy(network.softmax3(network(x[part])), y[part]).backward()
         for layer, gradient in zip(layers, gradients):
             expected = layer.W.grad if layer.W.ndim == 2 else layer.W.grad.transpose(0, 2, 3, 1)
             np.testing.assert_allclose(gradient[i], expected, rtol=1e-4, atol=1e-6 * abs(expected).max())
@@ -131,6 +131,25 @@ def test_layer_augmentation():
 def test_even_kernels_are_refused():
     with pytest.raises(ValueError, match='odd'):
         FastConvolution2D(1, 1, ksize=2)
+
+
+@pytest.mark.parametrize('wrong', [{'centred': 'FC'}, {'n_steps': 0}])
+def test_settings_that_make_no_sense_are_refused(wrong):
+    (name, value), = wrong.items()
+    with pytest.raises(ValueError, match='%s = %r: ' % (name, value)):
+        small_model(**wrong)
+
+
+def test_only_keys_go_through_a_relu_before_the_softmax_layer():
+    networks = [MLP(4), MLP(4)]
+    for network in networks:
+        network.fc2.activation = F.tanh
+    model = MetaNet(*networks, [3])
+    x = np.random.RandomState(0).randn(6, 4).astype(np.float32)
+    hidden = [network(x).array for network in networks]
+    assert all((h < 0).any() for h in hidden)
+    for network, h in zip(networks, [hidden[0], np.maximum(hidden[1], 0)]):
+        np.testing.assert_allclose(model.scores(network, x, 3).array, h @ network.softmax3.W.array.T, rtol=1e-4)
 
 
 def test_metanet_minus_has_no_task_level_weights():
@@ -269,6 +288,14 @@ def test_initialize_uniform():
     assert all((a.array == b.array).all() for a, b in zip(model.params(), again.params()))
 
 
+def test_a_layer_without_a_shape_yet_is_named():
+    network = CNN(8)
+    with network.init_scope():
+        network.last = chainer.links.Linear(None, 8)
+    with pytest.raises(ValueError, match='/base/last/W has no shape yet'):
+        MetaNet(network, CNN(8), [3]).initialize_uniform(seed=0)
+
+
 def test_initial_weights_do_not_depend_on_other_ways():
     several, one = (small_model(ways) for ways in ([5, 3, 7], [5]))
     own = dict(one.namedparams())
@@ -323,6 +350,44 @@ def test_a_network_of_ones_own_learns():
     assert [layer.name for layer in model.base.fast_layers(3)] == ['fc1', 'fc2', 'softmax3']
 
 
+def test_an_adaptable_layer_of_ones_own_learns():
+    class Heads(FastLayer):
+        """Four fully connected layers side by side, each of a quarter of the units."""
+
+        def __init__(self):
+            super().__init__((4, 2, 16), F.relu)
+
+        def product(self, x, weights, relu):
+            x = F.reshape(x, (len(x), 4, 1, 16))
+            products = []
+            for weight in weights:
+                copies = self.group if weight.ndim == 4 else len(x)
+                weight = F.repeat(weight if weight.ndim == 4 else weight[None], copies, axis=0)[:len(x)]
+                products.append(F.reshape(F.sum(weight * F.broadcast_to(x, weight.shape), axis=3), (len(x), 8)))
+            return sum(map(F.relu, products) if relu else products)
+
+    class Mine(Network):
+        def __init__(self):
+            super().__init__(n_out=8)
+            with self.init_scope():
+                self.heads = Heads()
+
+        def forward(self, x):
+            return self.heads(F.reshape(x, (len(x), -1)))
+
+    np.random.seed(0)
+    model = MetaNet(Mine(), Mine(), ways=[3])
+    optimizer = chainer.optimizers.Adam(3e-3).setup(model)
+    task = episode(3, 2, size=8)
+    first, second = model.example_fast_weights(task.support_x, task.support_y, 3)
+    assert first.shape == (6, 4, 2, 16) and second.shape == (6, 3, 8)
+    losses = []
+    for _ in range(30):
+        losses.append(float(model.loss(task).array))
+        optimizer.update(model.loss, task)
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def partial_model(on_keys, ways=(3, 4)):
     np.random.seed(0)
     sizes = {'n_filters': 8, 'in_channels': 1, 'image_size': 28, 'n_slow': 3}
@@ -352,22 +417,19 @@ def test_only_unmarked_layers_lack_fast_weights():
     assert [layer.name for layer in partial_model(on_keys=True).base.fast_layers(3)] == ['fc1', 'fc2', 'softmax3']
 
 
-def test_keys_as_the_base_learners_input_are_constants_on_the_support_side_alone():
+def test_keys_as_the_base_learners_input_are_constants_on_the_support_side_alone(monkeypatch):
     model = partial_model(on_keys=True)
     task = episode(3, 1)
     seen = []
-    classify = Network.classify
+    scores = MetaNet.scores
 
-    def classified(network, x, way):
+    def scored(self, network, x, way):
         if network is model.base:
             seen.append(x)
-        return classify(network, x, way)
+        return scores(self, network, x, way)
 
-    Network.classify = classified
-    try:
-        model(*task[:3])
-    finally:
-        Network.classify = classify
+    monkeypatch.setattr(MetaNet, 'scores', scored)
+    model(*task[:3])
     support, query = seen
     assert not isinstance(support, chainer.Variable) and isinstance(query, chainer.Variable) and query.requires_grad
 
