@@ -1,6 +1,8 @@
 """The README's Python, as it stands there."""
 import os
 import re
+import subprocess
+import sys
 
 import chainer_compat  # noqa: F401
 import chainer
@@ -42,6 +44,11 @@ def test_a_network_of_ones_own_learns(episode):
     # u's softmax layer only serves to make gradients, and there is no convolution to generate.
     unused = {name for name in before if name.startswith(('/m_conv', '/d_conv'))}
     assert set(before) - moved == unused | {'/embed/softmax5/W'}
+
+
+def test_a_network_of_ones_own_needs_no_other_import():
+    done = subprocess.run([sys.executable, '-c', example('class MLP')], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_loop_for_it_trains(monkeypatch):
