@@ -158,12 +158,14 @@ def omniglot(input_path='data/omniglot', split='previous', download=True):
     and the data set's name, 'Omniglot' or 'synthetic strokes'.
 
     Raises ValueError for an unknown split, for a download with a wrong checksum, and for a damaged or
-    incomplete zip; FileNotFoundError if OMNIGLOT_DIR is set, but a zip is missing there.
+    incomplete zip; FileNotFoundError if OMNIGLOT_DIR is set, but a zip is missing there; OSError if the images cannot
+    be kept in `input_path`.
     """
     if split not in SPLITS:
         raise ValueError(f'unknown split {split!r}: choose one of {", ".join(map(repr, SPLITS))}')
     train_path, test_path = [os.path.join(input_path, split, part) for part in ('train.npz', 'test.npz')]
     if not (os.path.isfile(train_path) and os.path.isfile(test_path)):
+        _make_folder(input_path)
         try:
             zips = [_find_zip(name, input_path, download) for name in N_CHARACTERS]
         except _Unavailable as reason:
@@ -176,6 +178,16 @@ def omniglot(input_path='data/omniglot', split='previous', download=True):
         save_classes(train_path, train)
         save_classes(test_path, test)
     return load_classes(train_path), load_classes(test_path), 'Omniglot'
+
+
+def _make_folder(path):
+    """Makes sure, before any work, that there is a folder to write to."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise OSError(f'the folder {path} cannot be made ({error}): set input_path to one that can') from error
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f'the folder {path} cannot be written to: set input_path to one that can')
 
 
 class _Unavailable(Exception):
@@ -322,9 +334,9 @@ def mini_imagenet(input_path=MINI_IMAGENET):
     will do. If none of the three is in the default folder, a banner on stderr says so, and 64 + 16 + 20 classes of
     synthetic textures are returned.
 
-    Returns (train, dev, test, name): three dicts {class name: uint8 (n_images, H, W, 3)}, memory-mapped, and
-    the data set's name for results: 'mini-ImageNet' if the classes are its own and the images 84x84, 'own data
-    (FOLDER)' for others, or 'synthetic textures'.
+    Returns (train, dev, test, name): three dicts {class name: uint8 (n_images, H, W, 3)}, memory-mapped if large,
+    and the data set's name for results: 'mini-ImageNet' if the classes are its own and the images 84x84, 'own
+    data (FOLDER)' for others, or 'synthetic textures'.
 
     Raises FileNotFoundError if some of the three files are missing, and ValueError for files as in
     `load_classes`, for images that are not in colour or not square, or of different sizes in the three files, and for a

@@ -368,6 +368,13 @@ def test_zips_are_found_in_the_folder_of_the_environment_variable(folder, tmp_pa
     assert sorted(os.listdir(folder)) == list(ZIPS)
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_zips_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, '_read_zip', None)
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match='file/omniglot cannot be made .*: set input_path'):
+        data.omniglot(str(tmp_path / 'file' / 'omniglot'))
+
+
 def test_a_zip_missing_from_the_folder_of_the_environment_variable_is_an_error(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('OMNIGLOT_DIR', str(folder))
     (folder / ZIPS[1]).unlink()
