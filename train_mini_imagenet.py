@@ -15,12 +15,12 @@ import os
 import numpy as np
 
 import data
-from metanet import CNN, MLP, MetaNet
+from metanet import CENTRED, CNN, MLP, MetaNet
 
 # input and output
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
 out = 'result/mini_imagenet'  # folder for log, learning curve, snapshots and the trained models
-evaluate = ''  # npz of a trained model, best.npz or model.npz: tests it, and trains and writes nothing
+evaluate = ''  # npz of a trained model, best.npz or model.npz: tests it; trains nothing, saves no results
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -33,7 +33,7 @@ n_queries = 15  # query images a class
 # training
 n_epoch = 20  # epochs to train
 n_episodes = 500  # training episodes of an epoch
-n_episodes_per_update = 1  # training episodes whose mean gradient makes an update
+n_episodes_per_update = 1  # training episodes whose mean gradient makes an update; more than 1 is an extension
 n_dev_episodes = 400  # dev episodes after every epoch, the same each time
 n_test_episodes = 400  # test episodes whenever the dev accuracy is the best so far
 # model
@@ -41,12 +41,12 @@ model = 'partial'  # 'partial': b has a CNN of its own; 'partial, u': b is an ML
 n_filters = 32  # of each convolution
 n_slow = 3  # convolutions, from the first, with batch normalisation and without fast weights
 n_steps = 10  # T: task-level gradients that the support set is cut into
-centred = ''  # 'fc', 'conv' or 'conv, fc': an extension that keeps these layers' fast activations alive, see the README
+centred = ''  # extension: 'fc', 'conv' or 'conv, fc' keeps these layers' fast activations alive, see the README
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
-initialisation = 'uniform'  # 'uniform': in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
+initialisation = 'uniform'  # [-0.1, 0.1), the paper, but for batch normalisation; 'chainer': LeCun normal, the authors
 # optimiser
 alpha = 1e-3  # Adam's learning rate
-n_decay = 0  # last epochs over which the learning rate falls linearly to 0
+n_decay = 0  # extension: last epochs over which the learning rate falls linearly to 0
 clip = 10.0  # bound of the gradient's norm
 
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
@@ -73,7 +73,8 @@ def load(path, ways, inserted_scale=0.1):
 def test_row(trained, source, sampler, result):
     """Prints the result of a test on `source` of a model whose settings are `trained`, and returns it as a row."""
     label = '%s on %s' % (training.model_name('MetaNet', trained, trained['model']), trained['data'])
-    comparable = trained['data'] == source == 'mini-ImageNet' and (sampler.way, sampler.shot) == (5, 1)
+    one_shot = sampler.shot == trained['nb_samples_per_class'] == 1
+    comparable = trained['data'] == source == 'mini-ImageNet' and sampler.way == 5 and one_shot
     return training.result_row(label if source == trained['data'] else label + ', tested on ' + source, sampler,
                                n_test_episodes, result, PAPER if comparable else None)
 
@@ -86,22 +87,23 @@ def train_model(settings):
     """Trains a model and tests it by the paper's protocol."""
     with training.plain_errors():
         training.choice('model', model, ('partial', 'partial, u'))
-        training.choice('centred', centred, training.CENTRED)
+        training.choice('centred', centred, CENTRED)
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.at_least(2, settings, 'n_outputs_train')
         training.at_least(1, settings, 'nb_samples_per_class', 'n_epoch', 'n_dev_episodes', 'n_filters', 'n_steps')
         training.at_least(0, settings, 'n_slow', 'n_decay')
-        training.at_least(0., settings, 'alpha', 'clip')
+        training.positive(settings, 'alpha', 'clip')
         training.whole_updates(settings)
+        training.folder(settings, 'out')
         device = training.device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
         train_sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, device.xp)
         dev_sampler = task_sampler(dev_classes, 1, n_outputs_test, nb_samples_per_class_test, device.xp)
         test_sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)
-    settings = dict(settings, data=source, image_size=next(iter(train_classes.values())).shape[1])
-    np.random.seed(seed)
-    metanet = build(settings, (n_outputs_train, n_outputs_test))
-    optimizer = training.set_up(metanet, settings, device)
+        settings = dict(settings, data=source, image_size=next(iter(train_classes.values())).shape[1])
+        np.random.seed(seed)
+        metanet = build(settings, (n_outputs_train, n_outputs_test))
+        optimizer = training.set_up(metanet, settings, device)
 
     dev, test = ('%s/%d-way' % (part, n_outputs_test) for part in ('dev', 'test'))
     best = training.Best(metanet, settings, os.path.join(out, 'best.npz'), dev + '/accuracy', test, test_sampler,
@@ -113,7 +115,7 @@ def train_model(settings):
     print('best dev accuracy %.2f %% on %d episodes, after %d training episodes'
           % (dev_accuracy, n_dev_episodes, n_trained))
     test_sampler.set_state(best.start)
-    training.write_results(out, [test_row(settings, source, test_sampler, result)])
+    training.write_results(out, int(n_trained), [test_row(settings, source, test_sampler, result)])
 
 
 def evaluate_model(settings, given):
@@ -143,6 +145,7 @@ def main():
         training.at_least(0, settings, 'seed')
         training.at_least(0., settings, 'inserted_scale')
         training.at_least(-1, settings, 'gpu')
+        training.folder(settings, 'input_path')
     if evaluate:
         evaluate_model(settings, given)
     else:

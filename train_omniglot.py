@@ -12,13 +12,13 @@ import training  # first: it readies Chainer for today's NumPy
 import numpy as np
 
 import data
-from metanet import CNN, MetaNet
+from metanet import CENTRED, CNN, MetaNet
 
 # input and output
 input_path = 'data/omniglot'  # folder of images_background.zip and images_evaluation.zip; downloaded to it if missing
 split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964, 659; 'dev': 1100, 100 of the 1200
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
-evaluate = ''  # npz of a trained model: tests it, on the test classes of its own split, and trains and writes nothing
+evaluate = ''  # npz of a trained model: tests it on the test classes of its own split; trains nothing, saves no results
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -29,23 +29,23 @@ nb_samples_per_class = 1  # shot: support images a class, training
 nb_samples_per_class_test = 1  # shot: support images a class, test
 n_queries = 10  # query images a class, training
 n_queries_test = 10  # query images a class, test
-rotations = 'episode'  # of training: 'episode': a class is turned anew in each; 'classes': its 4 turns are 4 classes
+rotations = 'episode'  # of training: a class is turned anew in each; extension: 'classes': its 4 turns are 4 classes
 # training
 n_epoch = 100  # epochs to train; a finished run goes on when this is raised
 n_episodes = 100  # training episodes of an epoch
-n_episodes_per_update = 1  # training episodes whose mean gradient makes an update
+n_episodes_per_update = 1  # training episodes whose mean gradient makes an update; more than 1 is an extension
 n_test_episodes = 10  # test episodes of each way after every epoch
 n_final_episodes = 1000  # test episodes of each way at the end
 # model
 variant = 'MetaNet'  # 'MetaNet', or 'MetaNet-': no task-level fast weights in the embedding
 n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
-centred = ''  # 'fc', 'conv' or 'conv, fc': an extension that keeps these layers' fast activations alive, see the README
+centred = ''  # extension: 'fc', 'conv' or 'conv, fc' keeps these layers' fast activations alive, see the README
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
 alpha = 1e-3  # Adam's learning rate
-n_decay = 0  # last epochs over which the learning rate falls linearly to 0
+n_decay = 0  # extension: last epochs over which the learning rate falls linearly to 0
 clip = 10.0  # bound of the gradient's norm
 
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
@@ -93,7 +93,7 @@ def load(path, ways, inserted_scale=0.1):
 def paper_accuracies(settings, shot, source):
     """{way tested: the paper's accuracy in %} for a model of these settings, tested on `source`."""
     trained, model = settings['n_outputs_train'], (settings['split'], settings['variant'])
-    if shot != 1 or not settings['data'] == source == 'Omniglot':
+    if not shot == settings['nb_samples_per_class'] == 1 or not settings['data'] == source == 'Omniglot':
         return {}
     accuracies = {trained: PAPER.get(model, {}).get(trained)}
     across = PAPER_ACROSS.get(trained, {}) if model == ('previous', 'MetaNet') else {}
@@ -124,15 +124,16 @@ def train_model(settings, ways):
     """Trains a model and tests it."""
     with training.plain_errors():
         training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
-        training.choice('centred', centred, training.CENTRED)
+        training.choice('centred', centred, CENTRED)
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.choice('rotations', rotations, ('episode', 'classes'))
         training.at_least(2, settings, 'n_outputs_train')
         training.at_least(1, settings, 'nb_samples_per_class', 'n_queries', 'n_epoch', 'n_test_episodes', 'n_filters',
                           'n_steps')
         training.at_least(0, settings, 'n_decay')
-        training.at_least(0., settings, 'alpha', 'clip')
+        training.positive(settings, 'alpha', 'clip')
         training.whole_updates(settings)
+        training.folder(settings, 'out')
         device = training.device(gpu)
         train_classes, test_classes, source = data.omniglot(input_path, split)
         if rotations == 'classes':
@@ -141,13 +142,13 @@ def train_model(settings, ways):
                                       rotate=rotations == 'episode', seed=(seed, 0), xp=device.xp)
         epoch_samplers = test_samplers(test_classes, ways, 1, device.xp)
         final_samplers = test_samplers(test_classes, ways, 2, device.xp)
-    settings = dict(settings, data=source)
-    np.random.seed(seed)
-    model = build(settings, (n_outputs_train,) + ways)
-    optimizer = training.set_up(model, settings, device)
+        settings = dict(settings, data=source)
+        np.random.seed(seed)
+        model = build(settings, (n_outputs_train,) + ways)
+        optimizer = training.set_up(model, settings, device)
     tasks = training.Tasks(model, {'test/%d-way' % way: epoch_samplers[way] for way in ways}, n_test_episodes)
     training.train(model, optimizer, sampler, [tasks] + training.decay(optimizer, settings), settings)
-    training.write_results(out, final_test(model, settings, final_samplers, source))
+    training.write_results(out, n_epoch * n_episodes, final_test(model, settings, final_samplers, source))
 
 
 def evaluate_model(settings, given, ways):
@@ -170,6 +171,7 @@ def main():
         training.at_least(0, settings, 'seed')
         training.at_least(0., settings, 'inserted_scale')
         training.at_least(-1, settings, 'gpu')
+        training.folder(settings, 'input_path')
         ways = training.several('n_outputs_test', n_outputs_test)
     if evaluate:
         evaluate_model(settings, given, ways)

@@ -34,8 +34,8 @@ def configure(script, several=()):
     A value must be of the constant's kind. Unknown names and bad values end the program with the list of names.
 
     Args:
-        script: the script's `globals()`; the constants are its names in lower case bound to numbers, strings, truth
-            values and tuples.
+        script: the script's `globals()`; the constants are its names in lower case bound to numbers, strings and truth
+            values, and those in `several`.
         several: names of those that may be a whole number or a tuple of them, `--name 5` or `--name 5,10,20`.
 
     Returns:
@@ -43,8 +43,9 @@ def configure(script, several=()):
     """
     with open(script['__file__'], encoding='utf-8') as file:
         comments = dict(re.findall(r'^(\w+) = .*?  # (.*)$', file.read(), re.MULTILINE))
+    kinds = bool, int, float, str
     settings = {name: value for name, value in script.items()
-                if name.islower() and name[0] != '_' and isinstance(value, (bool, int, float, str, tuple))}
+                if name.islower() and name[0] != '_' and (isinstance(value, kinds) or name in several)}
     parser = argparse.ArgumentParser(description=script['__doc__'].split('\n')[0], allow_abbrev=False,
                                      argument_default=argparse.SUPPRESS)
     for name, default in settings.items():
@@ -59,8 +60,7 @@ def _parser_of(default, several):
     """A function that turns a word of the command line into a value of the kind of `default`."""
     if isinstance(default, str):
         return str
-    kinds = (int, tuple) if several else {
-        bool: (bool,), int: (int,), float: (int, float), tuple: (tuple,)}[type(default)]
+    kinds = (int, tuple) if several else {bool: (bool,), int: (int,), float: (int, float)}[type(default)]
 
     def value(text):
         try:
@@ -100,25 +100,52 @@ def at_least(least, settings, *names):
             raise ValueError('%s = %s: must be a %s, at least %d' % (name, value, words, least))
 
 
-def several(name, value):
-    """A setting that is a number or a tuple of numbers, as a tuple.
+def positive(settings, *names):
+    """Refuses settings that aren't numbers above 0.
 
     Raises:
-        ValueError: it is empty or not of whole numbers.
+        ValueError: with the first such setting's name.
+    """
+    for name in names:
+        value = settings.get(name)
+        if not isinstance(value, (int, float)) or not value > 0:
+            raise ValueError('%s = %s: must be a number above 0' % (name, value))
+
+
+def folder(settings, *names):
+    """Refuses settings that aren't names of folders.
+
+    Raises:
+        ValueError: with the first such setting's name.
+    """
+    for name in names:
+        value = settings.get(name)
+        if not isinstance(value, str) or not value:
+            raise ValueError('%s = %r: give the path of a folder' % (name, value))
+
+
+def several(name, value):
+    """A setting that is a number of classes or a tuple of them, as a tuple.
+
+    Raises:
+        ValueError: it is empty or not of whole numbers from 2.
     """
     values = value if isinstance(value, tuple) else (value,)
-    if not values or not all(isinstance(v, int) for v in values):
-        raise ValueError('%s = %r: give a whole number, or several as in 5, 10, 20' % (name, value))
+    if not values or not all(isinstance(v, int) and v >= 2 for v in values):
+        raise ValueError('%s = %r: give a whole number, at least 2, or several as in 5, 10, 20' % (name, value))
     return values
 
 
-CENTRED = '', 'fc', 'conv', 'conv, fc'  # choices for the setting
-
-
 def model_name(variant, settings, *remarks):
-    """What a line of results calls a model: its variant, remarks, and which of its layers are centred."""
-    if settings['centred']:
-        remarks += ('centred: ' + settings['centred'],)
+    """What a line of results calls a model: its variant, remarks, and how its training departed from the paper's."""
+    departures = {
+        'centred': ('', 'centred: %s'),
+        'nb_samples_per_class': (1, '%d-shot'),
+        'rotations': ('episode', 'rotations: %s'),
+        'n_episodes_per_update': (1, '%d episodes an update'),
+    }
+    remarks += tuple(words % settings[name] for name, (usual, words) in departures.items()
+                     if settings.get(name, usual) != usual)
     return variant + (' (%s)' % ', '.join(remarks) if remarks else '')
 
 
@@ -548,16 +575,20 @@ def load_model(path, build, inserted_scale):
             settings = {'data': 'unknown data', **json.loads(str(file['settings']))}
             model = build(settings)
             trained = '/softmax%d/' % settings['n_outputs_train']
-            missing = [name for name, _ in model.namedparams()
-                       if name[1:] not in file and ('/softmax' not in name or trained in name)]
-            if missing:
-                raise ValueError('it lacks %s' % ', '.join(missing))
+            serializer = chainer.serializers.DictionarySerializer()
+            serializer.save(model)
+            ours, its = set(serializer.target), set(file.files) - {'settings'}
+            missing = [name for name in sorted(ours - its) if '/softmax' not in name or trained in name]
+            surplus = [name for name in sorted(its - ours) if '/softmax' not in name]
+            for words, names in (('it lacks %s', missing), ('the model lacks its %s', surplus)):
+                if names:
+                    raise ValueError(words % ', '.join(names))
             chainer.serializers.NpzDeserializer(file, strict=False).load(model)
             # Last: the file may have softmax layers for ways that the training was only tested on.
             model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError('%s is not a model that this script has trained (%s): give the model.npz of a finished run'
-                         % (path, error)) from error
+        raise ValueError('%s is not a model that this script, as it is now, has trained (%s): give a model.npz or '
+                         'best.npz from one of its runs' % (path, error)) from error
     return model, settings
 
 
@@ -670,9 +701,21 @@ def result_row(label, sampler, n_episodes, result, paper):
             'pixels': round(pixels[0], 2), 'pixels_interval': round(pixels[1], 2), 'paper': paper}
 
 
-def write_results(out, rows):
-    """Writes rows of results to `final_test.csv` in the folder `out`."""
-    with replacing(os.path.join(out, 'final_test.csv'), 'w', newline='') as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+def write_results(out, n_trained, rows):
+    """Adds rows of results to `final_test.csv` in the folder `out`; earlier tests' stay, but for repeated ones.
+
+    Args:
+        out: the folder.
+        n_trained: training episodes of the model.
+        rows: list of dicts, as `result_row` returns.
+    """
+    path = os.path.join(out, 'final_test.csv')
+    rows = [{'trained': str(n_trained), **{name: '' if value is None else str(value) for name, value in row.items()}}
+            for row in rows]
+    if os.path.exists(path):
+        with open(path, newline='') as file:
+            rows = [row for row in csv.DictReader(file) if row not in rows] + rows
+    with replacing(path, 'w', newline='') as file:
+        writer = csv.DictWriter(file, list(rows[-1]), restval='', extrasaction='ignore')
         writer.writeheader()
         writer.writerows(rows)

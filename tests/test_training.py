@@ -315,13 +315,24 @@ def test_interval_covers_the_mean():
 def test_final_test_writes_what_it_prints(tmp_path, capsys):
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
     samplers = {3: data.EpisodeSampler(CLASSES, 3, 1, 2)}
-    training.write_results(str(tmp_path), training.final_test(model, samplers, 5, 'MetaNet on synthetic', {3: 99.0}))
+    results = training.final_test(model, samplers, 5, 'MetaNet on synthetic', {3: 99.0})
+    training.write_results(str(tmp_path), 30, results)
     line = capsys.readouterr().out
     with open(tmp_path / 'final_test.csv', newline='') as file:
         (row,) = csv.DictReader(file)
-    assert row['way'] == '3' and row['shot'] == '1' and row['episodes'] == '5' and row['paper'] == '99.0'
+    expected = {'trained': '30', 'way': '3', 'shot': '1', 'episodes': '5', 'paper': '99.0'}
+    assert {name: row[name] for name in expected} == expected
     assert 'MetaNet on synthetic, 3-way 1-shot: %.2f +- %.2f %% on 5 test episodes; nearest neighbour' % (
         float(row['accuracy']), float(row['interval'])) in line
+
+
+def test_another_test_keeps_the_results_of_earlier_ones(tmp_path):
+    row = {'way': 5, 'episodes': 100, 'accuracy': 98.1, 'paper': None}
+    for n_trained, episodes in ((10, 100), (10, 20), (10, 100), (30, 100)):
+        training.write_results(str(tmp_path), n_trained, [dict(row, episodes=episodes)])
+    with open(tmp_path / 'final_test.csv', newline='') as file:
+        kept = [(row['trained'], row['episodes'], row['accuracy'], row['paper']) for row in csv.DictReader(file)]
+    assert kept == [('10', '20', '98.1', ''), ('10', '100', '98.1', ''), ('30', '100', '98.1', '')]
 
 
 SCRIPT = '''"""A script.
@@ -427,7 +438,11 @@ def test_results_name_what_was_trained_and_tested_on():
     settings = {'split': 'previous', 'variant': 'MetaNet-', 'n_outputs_train': 5, 'data': 'Omniglot', 'centred': 'fc'}
     assert train_omniglot.label(settings, 'Omniglot') == (
         'MetaNet- (centred: fc) trained 5-way, on Omniglot, previous split')
-    settings.update(data='synthetic strokes', centred='')
+    settings.update(nb_samples_per_class=3, rotations='classes', n_episodes_per_update=4)
+    assert train_omniglot.label(settings, 'Omniglot').startswith(
+        'MetaNet- (centred: fc, 3-shot, rotations: classes, 4 episodes an update) trained')
+    settings.update(centred='', nb_samples_per_class=1, rotations='episode', n_episodes_per_update=1)
+    settings['data'] = 'synthetic strokes'
     assert train_omniglot.label(settings, 'Omniglot') == (
         'MetaNet- trained 5-way, on synthetic strokes, tested on Omniglot')
     assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {}
@@ -451,7 +466,7 @@ def test_inserted_softmax_layers_are_the_same_each_time(trained):
 
 
 @pytest.mark.parametrize('damage, message', [
-    (lambda path: path.write_bytes(b'no npz'), 'is not a model that this script has trained'),
+    (lambda path: path.write_bytes(b'no npz'), 'is not a model that this script, as it is now, has trained'),
     (lambda path: np.savez(path, a=1), "'settings is not a file in the archive'"),
     (lambda path: np.savez(path, settings='{"seed": 0}'), "('n_filters')"),
     (lambda path: path.unlink(missing_ok=True), 'No such file'),
@@ -465,12 +480,24 @@ def test_evaluate_refuses_what_is_no_model(tmp_path, damage, message):
 def test_a_model_that_lacks_a_part_is_refused(trained, tmp_path):
     with np.load(trained[0] / 'here' / 'model.npz') as file:
         np.savez(tmp_path / 'model.npz', **{name: file[name] for name in file if name != 'm_fc/l2/b'})
-    with pytest.raises(ValueError, match='it lacks /m_fc/l2/b'):
+    with pytest.raises(ValueError, match='it lacks m_fc/l2/b'):
         train_omniglot.load(str(tmp_path / 'model.npz'), [5])
 
 
+def test_a_model_is_refused_by_a_network_that_lacks_a_part(trained, monkeypatch):
+    class Convolutions(CNN):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            del self.fc1
+
+    monkeypatch.setattr(train_omniglot, 'CNN', Convolutions)
+    with pytest.raises(ValueError, match='the model lacks its base/fc1/W, embed/fc1/W'):
+        train_omniglot.load(str(trained[0] / 'here' / 'model.npz'), [5])
+
+
 def test_each_number_of_the_paper_is_for_its_own_setting():
-    settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5, 'data': 'Omniglot'}
+    settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5, 'nb_samples_per_class': 1,
+                'data': 'Omniglot'}
     assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {5: 98.95, 10: 96.4, 15: 93.6, 20: 93.07}
     settings['n_outputs_train'] = 20
     assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot')[5] == 99.55
@@ -478,6 +505,8 @@ def test_each_number_of_the_paper_is_for_its_own_setting():
     assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {20: 95.92}
     assert train_omniglot.paper_accuracies(settings, 5, 'Omniglot') == {}
     assert train_omniglot.paper_accuracies(settings, 1, 'synthetic strokes') == {}
+    settings['nb_samples_per_class'] = 5
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {}
 
 
 def test_a_terminal_has_a_progress_bar(tmp_path):
@@ -518,7 +547,9 @@ def test_the_seed_decides_all(tmp_path, initialisation):
     (['--variant', 'MetaNet+'], "variant = 'MetaNet+': choose among 'MetaNet', 'MetaNet-'"),
     (['--initialisation', 'zero'], "initialisation = 'zero': choose among 'uniform', 'chainer'"),
     (['--split', 'mine'], "unknown split 'mine'"),
-    (['--n_outputs_test', '5,1'], 'way is 1, but must be at least 2'),
+    (['--n_outputs_test', '5,1'], 'n_outputs_test = (5, 1): give a whole number, at least 2, or several'),
+    (['--clip', '0'], 'clip = 0.0: must be a number above 0'),
+    (['--input_path', ''], "input_path = '': give the path of a folder"),
     (['--nb_samples_per_class', '15'], 'shot + n_query = 25'),
     (['--rotations', 'none'], "rotations = 'none': choose among 'episode', 'classes'"),
     (['--n_episodes_per_update', '3'], 'n_episodes = 100 is not a multiple of n_episodes_per_update = 3'),
