@@ -157,7 +157,7 @@ def run(args, weights):
         return generated
 
     model.meta_learner = watched
-    model.base.classify = clock.timed(model.base.classify, 'base')
+    model.scores = clock.timed(model.scores, lambda network, *_: 'base' if network is model.base else 'embed')
     model.embed.forward = clock.timed(model.embed.forward, 'embed')
     with mock.patch.object(metanet.Memory, 'read', clock.timed(metanet.Memory.read, 'reading')):
         times = time_episodes(args, model, optimizer, clock)
