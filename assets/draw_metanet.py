@@ -14,7 +14,8 @@ axes.axis('off')
 
 
 def box(x, y, width, text, color, height=7.5, size=10):
-    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle='round,pad=0.4', facecolor=color, edgecolor='#555555'))
+    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle='round,pad=0.4', facecolor=color,
+                                  edgecolor='#555555'))
     axes.text(x + width / 2, y + height / 2, text, ha='center', va='center', fontsize=size)
 
 
