@@ -471,7 +471,7 @@ class EpisodeSampler:
     sampler's own and depend on `seed` alone.
 
     Raises ValueError if way < 2, shot < 1 or n_query < 1, if there are too few classes or images for
-    them, or if images to rotate are not square.
+    them, if images are not uint8, or if images to rotate are not square.
     """
 
     def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np):
@@ -483,6 +483,9 @@ class EpisodeSampler:
         if len(classes) < way:
             raise ValueError(f'{way}-way episodes need {way} classes, but there are only {len(classes)}: '
                              'lower the way, or load more classes')
+        for name, images in classes.items():
+            if images.dtype != np.uint8:
+                raise ValueError(f'the images of class {name!r} are {images.dtype}: give them as uint8, 0 to 255')
         small = [name for name, images in classes.items() if len(images) < shot + n_query]
         if small:
             raise ValueError(f'an episode needs shot + n_query = {shot + n_query} images of a class, but '

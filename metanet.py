@@ -245,9 +245,14 @@ class CNN(Network):
         image_size: side of the square images.
         n_slow: how many of the convolutions, from the first, have no fast weights but batch normalisation: 0 is the
             paper's full model, 3 its partial one.
+
+    Raises:
+        ValueError: `n_slow` is not from 0 to 5.
     """
 
     def __init__(self, n_filters=64, activation=F.relu, in_channels=1, image_size=28, n_slow=0):
+        if not 0 <= n_slow <= 5:
+            raise ValueError('n_slow = %s: there are five convolutions, choose 0 to 5' % n_slow)
         side = -(-image_size // 2 ** 5)
         super().__init__(n_filters * side ** 2)
         channels = [in_channels] + [n_filters] * 5

@@ -72,7 +72,8 @@ def load(path, ways, inserted_scale=0.1):
 
 def test_row(trained, source, sampler, result):
     """Prints the result of a test on `source` of a model whose settings are `trained`, and returns it as a row."""
-    label = '%s on %s' % (training.model_name('MetaNet', trained, trained['model']), trained['data'])
+    name = training.model_name('MetaNet', trained, trained['model'])
+    label = '%s trained %d-way, on %s' % (name, trained['n_outputs_train'], trained['data'])
     one_shot = sampler.shot == trained['nb_samples_per_class'] == 1
     comparable = trained['data'] == source == 'mini-ImageNet' and sampler.way == 5 and one_shot
     return training.result_row(label if source == trained['data'] else label + ', tested on ' + source, sampler,

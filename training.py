@@ -531,9 +531,9 @@ def train(model, optimizer, sampler, extras, settings):
                      'folder (out), or remove that one' % (out, error))
         if updater.iteration:
             print('going on after %d episodes, from the snapshot in %s' % (updater.iteration, out), flush=True)
-        if updater.epoch > settings['n_epoch']:
-            sys.exit('error: the folder %s holds a run that has trained for %d epochs, more than n_epoch = %d: raise '
-                     'that, or give this run another folder (out)' % (out, updater.epoch, settings['n_epoch']))
+        if updater.epoch_detail > settings['n_epoch']:
+            sys.exit('error: the folder %s holds a run that has trained for %g epochs, more than n_epoch = %d: raise '
+                     'that, or give this run another folder (out)' % (out, updater.epoch_detail, settings['n_epoch']))
         trainer.run()
     if updater.epoch < settings['n_epoch']:
         snapshot(trainer)
@@ -586,7 +586,7 @@ def load_model(path, build, inserted_scale):
             chainer.serializers.NpzDeserializer(file, strict=False).load(model)
             # Last: the file may have softmax layers for ways that the training was only tested on.
             model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError('%s is not a model that this script, as it is now, has trained (%s): give a model.npz or '
                          'best.npz from one of its runs' % (path, error)) from error
     return model, settings

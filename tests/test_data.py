@@ -223,6 +223,7 @@ def test_arrays_are_made_by_xp():
     (dict(n_query=0), 'n_query is 0'),
     (dict(way=9), '9 classes, but there are only 8'),
     (dict(classes={}), 'no classes'),
+    (dict(classes={**marked_classes(), 'scaled': np.zeros((6, 4, 4), np.float32)}), "'scaled' are float32"),
     (dict(classes=marked_classes(shape=(4, 5)), rotate=True), "'class 0' are 4x5"),
 ])
 def test_impossible_episodes_are_refused(settings, message):

@@ -133,6 +133,12 @@ def test_even_kernels_are_refused():
         FastConvolution2D(1, 1, ksize=2)
 
 
+@pytest.mark.parametrize('n_slow', [-1, 6])
+def test_more_slow_convolutions_than_there_are_are_refused(n_slow):
+    with pytest.raises(ValueError, match='n_slow = %d' % n_slow):
+        CNN(4, n_slow=n_slow)
+
+
 @pytest.mark.parametrize('wrong', [{'centred': 'FC'}, {'n_steps': 0}])
 def test_settings_that_make_no_sense_are_refused(wrong):
     (name, value), = wrong.items()

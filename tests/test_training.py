@@ -223,6 +223,14 @@ def test_a_run_is_not_taken_for_a_shorter_one(tmp_path):
     assert (tmp_path / 'model.npz').read_bytes() == before
 
 
+def test_a_run_stopped_amid_an_epoch_is_not_taken_for_one_that_ended_before_it(tmp_path):
+    with pytest.raises(SystemExit, match='Stopped after 5 episodes'):
+        run(tmp_path, 3, stop_at=5)
+    with pytest.raises(SystemExit, match='more than n_epoch = 1'):
+        run(tmp_path, 1)
+    assert 'model.npz' not in os.listdir(tmp_path)
+
+
 def test_a_run_that_goes_on_says_so(tmp_path, capsys):
     run(tmp_path, 1)
     assert 'going on' not in capsys.readouterr().out
@@ -466,8 +474,14 @@ def test_inserted_softmax_layers_are_the_same_each_time(trained):
     assert abs(quieter.base.softmax8.W.array).max() < 0.001
 
 
+def save_npy(path):
+    with open(path, 'wb') as file:
+        np.save(file, np.zeros(3))
+
+
 @pytest.mark.parametrize('damage, message', [
     (lambda path: path.write_bytes(b'no npz'), 'is not a model that this script, as it is now, has trained'),
+    (save_npy, 'is not a model that this script, as it is now, has trained'),
     (lambda path: np.savez(path, a=1), "'settings is not a file in the archive'"),
     (lambda path: np.savez(path, settings='{"seed": 0}'), "('n_filters')"),
     (lambda path: path.unlink(missing_ok=True), 'No such file'),
@@ -580,7 +594,8 @@ def test_mini_imagenet_script_runs_anywhere(tmp_path, model, centred, name):
     assert done.returncode == 0, done.stderr
     assert 'NOT MINI-IMAGENET' in done.stderr
     lines = done.stdout.splitlines()
-    assert 'synthetic' in lines[0] and 'MetaNet (%s) on synthetic textures, 5-way 1-shot' % name in lines[-1]
+    assert 'synthetic' in lines[0]
+    assert 'MetaNet (%s) trained 6-way, on synthetic textures, 5-way 1-shot' % name in lines[-1]
     assert {'best.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(os.listdir(tmp_path / 'here'))
     # The only epoch's model is the best: its test is repeated.
     again = script(tmp_path, '--evaluate', 'here/best.npz', '--n_test_episodes', '2', '--n_queries', '2', *NO_IMAGES,
@@ -596,7 +611,7 @@ def test_mini_imagenet_script_trains_on_files(tmp_path):
         data.save_classes(str(tmp_path / 'data' / (part + '.npz')), dict(list(textures.items())[5 * i:5 * i + 5]))
     done = script(tmp_path, *SHORT, name='train_mini_imagenet.py')
     assert done.returncode == 0, done.stderr
-    assert 'MetaNet (partial) on own data (data)' in done.stdout and not done.stderr.strip()
+    assert 'MetaNet (partial) trained 5-way, on own data (data)' in done.stdout and not done.stderr.strip()
     done = script(tmp_path, '--evaluate', 'here/best.npz', *NO_IMAGES, name='train_mini_imagenet.py')
     assert done.returncode == 1 and 'trained on images of size 32' in done.stderr
 
