@@ -35,7 +35,8 @@ def is_negative(follow, gradients, *parameters):
         parameters: as of the function of the same name in `functions`, but variables.
 
     Returns:
-        True if they are, False if they may not be.
+        True if they are, False if they may not be; always False for a sequence of 8 or more gradients, which would
+        take too many boxes.
     """
     largest = _largest(gradients)
     if not numpy.isfinite(largest).all():

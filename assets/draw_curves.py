@@ -15,7 +15,7 @@ PANELS = {
               'MetaNet-': 'omniglot_5way_minus.csv', 'centred, seed 0': 'omniglot_5way_centred_seed0.csv',
               'centred, seed 1': 'omniglot_5way_centred_seed1.csv',
               'centred, 26,000': 'omniglot_5way_centred_26000.csv'},
-    '20-way': {'MetaNet, 12,000': 'omniglot_20way.csv', 'MetaNet, 18,000': 'omniglot_20way_18000.csv',
+    '20-way': {'MetaNet, 12,000': 'omniglot_20way.csv', 'MetaNet, 20,000': 'omniglot_20way_20000.csv',
                'MetaNet-': 'omniglot_20way_minus.csv', 'centred, seed 0': 'omniglot_20way_centred_20000_seed0.csv',
                'centred, seed 1': 'omniglot_20way_centred_20000_seed1.csv'},
 }
