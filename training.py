@@ -17,7 +17,7 @@ import matplotlib
 import numpy as np
 from chainer import training
 from chainer.training import extensions
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from data import replacing
@@ -192,7 +192,7 @@ def plain_interrupt():
     try:
         yield
     except KeyboardInterrupt:
-        sys.exit('\nStopped at once. All that is saved stays; the same command goes on from the last snapshot.')
+        sys.exit('\nStopped at once. All that is saved stays; the same command resumes a training from its snapshot.')
 
 
 def device(gpu):
@@ -658,8 +658,9 @@ def pixel_accuracy(sampler, n_episodes):
     accuracies = np.empty(n_episodes)
     for i in range(n_episodes):
         support_x, support_y, query_x, query_y = map(chainer.backends.cuda.to_cpu, sampler.sample())
-        neighbour = KNeighborsClassifier(1).fit(support_x.reshape(len(support_x), -1), support_y)
-        accuracies[i] = neighbour.score(query_x.reshape(len(query_x), -1), query_y)
+        neighbours = NearestNeighbors(n_neighbors=1).fit(support_x.reshape(len(support_x), -1))
+        nearest = neighbours.kneighbors(query_x.reshape(len(query_x), -1), return_distance=False)[:, 0]
+        accuracies[i] = np.mean(support_y[nearest] == query_y)
     return accuracies
 
 
