@@ -571,7 +571,8 @@ def load_model(path, build, inserted_scale):
         OSError: it cannot be read.
     """
     try:
-        with np.load(path) as file:
+        # As a zip first, for np.load also takes a plain npy.
+        with zipfile.ZipFile(path), np.load(path) as file:
             settings = {'data': 'unknown data', **json.loads(str(file['settings']))}
             model = build(settings)
             trained = '/softmax%d/' % settings['n_outputs_train']
@@ -586,7 +587,7 @@ def load_model(path, build, inserted_scale):
             chainer.serializers.NpzDeserializer(file, strict=False).load(model)
             # Last: the file may have softmax layers for ways that the training was only tested on.
             model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
-    except (AttributeError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError('%s is not a model that this script, as it is now, has trained (%s): give a model.npz or '
                          'best.npz from one of its runs' % (path, error)) from error
     return model, settings
