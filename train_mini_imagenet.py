@@ -72,12 +72,10 @@ def load(path, ways, inserted_scale=0.1):
 
 def test_row(trained, source, sampler, result):
     """Prints the result of a test on `source` of a model whose settings are `trained`, and returns it as a row."""
-    name = training.model_name('MetaNet', trained, trained['model'])
-    label = '%s trained %d-way, on %s' % (name, trained['n_outputs_train'], trained['data'])
+    label = training.result_label(training.model_name('MetaNet', trained, trained['model']), trained, source)
     one_shot = sampler.shot == trained['nb_samples_per_class'] == 1
     comparable = trained['data'] == source == 'mini-ImageNet' and sampler.way == 5 and one_shot
-    return training.result_row(label if source == trained['data'] else label + ', tested on ' + source, sampler,
-                               n_test_episodes, result, PAPER if comparable else None)
+    return training.result_row(label, sampler, n_test_episodes, result, PAPER if comparable else None)
 
 
 def task_sampler(classes, kind, way, shot, xp):

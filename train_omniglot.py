@@ -102,10 +102,8 @@ def paper_accuracies(settings, shot, source):
 
 def label(settings, source):
     """What was trained and on what, and on what it was tested, `source`: for the lines of results."""
-    on = settings['data'] + (', %s split' % settings['split'] if settings['data'] == 'Omniglot' else '')
-    tested = '' if source == settings['data'] else ', tested on ' + source
-    model = training.model_name(settings['variant'], settings)
-    return '%s trained %d-way, on %s%s' % (model, settings['n_outputs_train'], on, tested)
+    split = ', %s split' % settings['split'] if settings['data'] == 'Omniglot' else ''
+    return training.result_label(training.model_name(settings['variant'], settings), settings, source, split)
 
 
 def test_samplers(classes, ways, kind, xp):

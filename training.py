@@ -149,6 +149,19 @@ def model_name(variant, settings, *remarks):
     return variant + (' (%s)' % ', '.join(remarks) if remarks else '')
 
 
+def result_label(model, trained, source, detail=''):
+    """What lines of results say was trained and on what, and on what it was tested.
+
+    Args:
+        model: as `model_name` calls it.
+        trained: the settings of its training.
+        source: the data it was tested on.
+        detail: what is to be said of the training data beside their name.
+    """
+    tested = '' if source == trained['data'] else ', tested on ' + source
+    return '%s trained %d-way, on %s%s%s' % (model, trained['n_outputs_train'], trained['data'], detail, tested)
+
+
 def refuse_conflicts(given, trained):
     """Refuses settings of the command line by which a trained model was not trained.
 
