@@ -518,7 +518,7 @@ class MetaNet(chainer.Chain):
         return [fast[i] for i in range(len(gradients))]
 
     def loss(self, episode):
-        """Sum of the query set's cross-entropies; reports `loss`, their mean, and `accuracy`.
+        """Sum of the query set's cross-entropies; reports `loss`, their mean, `accuracy`, and `largest_logit`.
 
         Args:
             episode: `data.Episode`, on this model's device.
@@ -528,7 +528,8 @@ class MetaNet(chainer.Chain):
         """
         scores = self(episode.support_x, episode.support_y, episode.query_x)
         loss = F.sum(F.softmax_cross_entropy(scores, episode.query_y, reduce='no'))
-        chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, episode.query_y)}, self)
+        chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, episode.query_y),
+                        'largest_logit': abs(scores.array).max()}, self)
         return loss
 
     def initialize_uniform(self, seed, scale=0.1, way=None):

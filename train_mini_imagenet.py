@@ -15,6 +15,7 @@ import os
 import numpy as np
 
 import data
+from beyond import Average
 from metanet import CENTRED, CNN, MLP, MetaNet
 
 # input and output
@@ -47,7 +48,10 @@ initialisation = 'uniform'  # [-0.1, 0.1), the paper, but for batch normalisatio
 # optimiser
 alpha = 1e-3  # Adam's learning rate
 n_decay = 0  # extension: last epochs over which the learning rate falls linearly to 0
+amsgrad = False  # extension: Adam that never forgets a large gradient (Reddi et al., 2018)
 clip = 10.0  # bound of the gradient's norm
+clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
+average_decay = 0.999  # extension: the averaged weights, kept beside the trained ones, remember 1 / (1 - this); 0: none
 
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries', 'n_test_episodes',
@@ -65,9 +69,9 @@ def build(settings, ways):
                    centred=settings['centred'])
 
 
-def load(path, ways, inserted_scale=0.1):
-    """A trained model, `best.npz` or `model.npz`; see `train_omniglot.load`."""
-    return training.load_model(path, lambda settings: build(settings, ways), inserted_scale)
+def load(path, ways, inserted_scale=0.1, weights=''):
+    """A trained model, `best.npz`, `best_average.npz` or `model.npz`; see `train_omniglot.load`."""
+    return training.load_model(path, lambda settings: build(settings, ways), inserted_scale, weights)
 
 
 def test_row(trained, source, sampler, result):
@@ -88,6 +92,8 @@ def train_model(settings):
         training.choice('model', model, ('partial', 'partial, u'))
         training.choice('centred', centred, CENTRED)
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
+        training.choice('clipping', clipping, ('together', 'apart'))
+        training.share(settings, 'average_decay')
         training.at_least(2, settings, 'n_outputs_train')
         training.at_least(1, settings, 'nb_samples_per_class', 'n_epoch', 'n_dev_episodes', 'n_filters', 'n_steps')
         training.at_least(0, settings, 'n_slow', 'n_decay')
@@ -105,22 +111,31 @@ def train_model(settings):
         optimizer = training.set_up(metanet, settings, device)
 
     dev, test = ('%s/%d-way' % (part, n_outputs_test) for part in ('dev', 'test'))
-    best = training.Best(metanet, settings, os.path.join(out, 'best.npz'), dev + '/accuracy', test, test_sampler,
-                         n_test_episodes)
-    tasks = [training.Tasks(metanet, {dev: dev_sampler}, n_dev_episodes, same=True), best]
-    training.train(metanet, optimizer, train_sampler, tasks + training.decay(optimizer, settings), settings)
+    average = Average(metanet, average_decay) if average_decay else None
+    models = training.models(metanet, average)
+    paths = {'last': ('', 'best'), 'average': ('average/', 'best_average')}
+    bests = {}
+    for weights, model_of_them in models.items():
+        prefix, name = paths[weights]
+        bests[weights] = training.Best(model_of_them, weights, settings, os.path.join(out, name + '.npz'),
+                                       prefix + dev + '/accuracy', prefix + test, test_sampler, n_test_episodes)
+    tasks = training.Tasks(metanet, {dev: dev_sampler}, n_dev_episodes, same=True, average=models.get('average'))
+    extras = [tasks, *bests.values()] + training.decay(optimizer, settings)
+    training.train(metanet, optimizer, train_sampler, extras, settings, average)
 
-    n_trained, dev_accuracy, *result = best.test_result
-    print('best dev accuracy %.2f %% on %d episodes, after %d training episodes'
-          % (dev_accuracy, n_dev_episodes, n_trained))
-    test_sampler.set_state(best.start)
-    training.write_results(out, int(n_trained), [test_row(settings, source, test_sampler, result)])
+    for weights, best in bests.items():
+        n_trained, dev_accuracy, *result = best.test_result
+        print('%s: best dev accuracy %.2f %% on %d episodes, after %d training episodes'
+              % (training.WEIGHTS[weights], dev_accuracy, n_dev_episodes, n_trained))
+        test_sampler.set_state(best.start)
+        row = test_row(dict(settings, weights=weights), source, test_sampler, result)
+        training.write_results(out, int(n_trained), [row])
 
 
 def evaluate_model(settings, given):
     """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
     with training.plain_errors():
-        metanet, trained = load(evaluate, [n_outputs_test], inserted_scale)
+        _, trained = load(evaluate, [n_outputs_test], inserted_scale)
         training.refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
         device = training.device(gpu)
         _, _, test_classes, source = data.mini_imagenet(input_path)
@@ -129,11 +144,14 @@ def evaluate_model(settings, given):
             raise ValueError('%s was trained on images of size %d, those in %s have size %d: give images of its size '
                              '(input_path)' % (evaluate, trained['image_size'], input_path, size))
         sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)
-    metanet.to_device(device)
     start = sampler.get_state()
-    result = training.interval(100 * training.test(metanet, sampler, n_test_episodes, 'test')[:, 1])
-    sampler.set_state(start)
-    test_row(trained, source, sampler, result)
+    for weights in trained['all_weights']:
+        metanet, trained = load(evaluate, [n_outputs_test], inserted_scale, weights)
+        metanet.to_device(device)
+        sampler.set_state(start)
+        result = training.interval(100 * training.test(metanet, sampler, n_test_episodes, 'test')[:, 1])
+        sampler.set_state(start)
+        test_row(trained, source, sampler, result)
 
 
 def main():

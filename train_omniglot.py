@@ -12,6 +12,7 @@ import training  # first: it readies Chainer for today's NumPy
 import numpy as np
 
 import data
+from beyond import Average
 from metanet import CENTRED, CNN, MetaNet
 
 # input and output
@@ -46,7 +47,10 @@ initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer
 # optimiser
 alpha = 1e-3  # Adam's learning rate
 n_decay = 0  # extension: last epochs over which the learning rate falls linearly to 0
+amsgrad = False  # extension: Adam that never forgets a large gradient (Reddi et al., 2018)
 clip = 10.0  # bound of the gradient's norm
+clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
+average_decay = 0.999  # extension: the averaged weights, kept beside the trained ones, remember 1 / (1 - this); 0: none
 
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_final_episodes',
@@ -72,13 +76,15 @@ def build(settings, ways):
                    task_level=settings['variant'] == 'MetaNet', centred=settings['centred'])
 
 
-def load(path, ways, inserted_scale=0.1):
+def load(path, ways, inserted_scale=0.1, weights=''):
     """A trained model from its npz.
 
     Args:
         path: `model.npz` of a finished run.
         ways: numbers of classes to tell apart; softmax layers that training hasn't seen are inserted.
         inserted_scale: these are uniform in [-inserted_scale, inserted_scale); at 0.1 as all of the paper's weights.
+        weights: 'last' for the trained weights, the paper's, 'average' for their average; '' for the average where the
+            file has one.
 
     Returns:
         `MetaNet`, on the CPU, and the settings of its training, a dict; `data` in it names what it was trained on.
@@ -87,7 +93,7 @@ def load(path, ways, inserted_scale=0.1):
         ValueError: the file is not such an npz.
         OSError: it cannot be read.
     """
-    return training.load_model(path, lambda settings: build(settings, ways), inserted_scale)
+    return training.load_model(path, lambda settings: build(settings, ways), inserted_scale, weights)
 
 
 def paper_accuracies(settings, shot, source):
@@ -112,10 +118,14 @@ def test_samplers(classes, ways, kind, xp):
                                      xp=xp) for way in ways}
 
 
-def final_test(model, trained, samplers, source):
-    """Tests a model whose settings are `trained` on `source`; returns rows for `training.write_results`."""
-    return training.final_test(model, samplers, n_final_episodes, label(trained, source),
-                               paper_accuracies(trained, nb_samples_per_class_test, source))
+def final_test(models, trained, samplers, source):
+    """Tests `training.models` whose settings are `trained` on `source`; returns rows for `training.write_results`."""
+    paper = paper_accuracies(trained, nb_samples_per_class_test, source)
+    rows = []
+    for weights, model in models.items():
+        name = label(dict(trained, weights=weights), source)
+        rows += training.final_test(model, samplers, n_final_episodes, name, paper)
+    return rows
 
 
 def train_model(settings, ways):
@@ -125,6 +135,8 @@ def train_model(settings, ways):
         training.choice('centred', centred, CENTRED)
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.choice('rotations', rotations, ('episode', 'classes'))
+        training.choice('clipping', clipping, ('together', 'apart'))
+        training.share(settings, 'average_decay')
         training.at_least(2, settings, 'n_outputs_train')
         training.at_least(1, settings, 'nb_samples_per_class', 'n_queries', 'n_epoch', 'n_test_episodes', 'n_filters',
                           'n_steps')
@@ -144,21 +156,26 @@ def train_model(settings, ways):
         np.random.seed(seed)
         model = build(settings, (n_outputs_train,) + ways)
         optimizer = training.set_up(model, settings, device)
-    tasks = training.Tasks(model, {'test/%d-way' % way: epoch_samplers[way] for way in ways}, n_test_episodes)
-    training.train(model, optimizer, sampler, [tasks] + training.decay(optimizer, settings), settings)
-    training.write_results(out, n_epoch * n_episodes, final_test(model, settings, final_samplers, source))
+    average = Average(model, average_decay) if average_decay else None
+    models = training.models(model, average)
+    tasks = training.Tasks(model, {'test/%d-way' % way: epoch_samplers[way] for way in ways}, n_test_episodes,
+                           average=models.get('average'))
+    training.train(model, optimizer, sampler, [tasks] + training.decay(optimizer, settings), settings, average)
+    training.write_results(out, n_epoch * n_episodes, final_test(models, settings, final_samplers, source))
 
 
 def evaluate_model(settings, given, ways):
     """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
     with training.plain_errors():
-        model, trained = load(evaluate, ways, inserted_scale)
+        _, trained = load(evaluate, ways, inserted_scale)
         training.refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
         device = training.device(gpu)
         _, test_classes, source = data.omniglot(input_path, trained['split'])
         samplers = test_samplers(test_classes, ways, 2, device.xp)
-    model.to_device(device)
-    final_test(model, trained, samplers, source)
+        models = {weights: load(evaluate, ways, inserted_scale, weights)[0] for weights in trained['all_weights']}
+    for model in models.values():
+        model.to_device(device)
+    final_test(models, trained, samplers, source)
 
 
 def main():

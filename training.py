@@ -112,6 +112,18 @@ def positive(settings, *names):
             raise ValueError('%s = %s: must be a number above 0' % (name, value))
 
 
+def share(settings, *names):
+    """Refuses settings that aren't numbers from 0, and below 1.
+
+    Raises:
+        ValueError: with the first such setting's name.
+    """
+    for name in names:
+        value = settings.get(name)
+        if not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise ValueError('%s = %s: must be a number from 0, and below 1' % (name, value))
+
+
 def folder(settings, *names):
     """Refuses settings that aren't names of folders.
 
@@ -138,13 +150,17 @@ def several(name, value):
 
 def model_name(variant, settings, *remarks):
     """What a line of results calls a model: its variant, remarks, and how its training departed from the paper's."""
+    if settings.get('average_decay'):
+        remarks += WEIGHTS[settings['weights']],
     departures = {
         'centred': ('', 'centred: %s'),
+        'amsgrad': (False, 'AMSGrad'),
+        'clipping': ('together', 'gradients clipped %s'),
         'nb_samples_per_class': (1, '%d-shot'),
         'rotations': ('episode', 'rotations: %s'),
         'n_episodes_per_update': (1, '%d episodes an update'),
     }
-    remarks += tuple(words % settings[name] for name, (usual, words) in departures.items()
+    remarks += tuple(words % settings[name] if '%' in words else words for name, (usual, words) in departures.items()
                      if settings.get(name, usual) != usual)
     return variant + (' (%s)' % ', '.join(remarks) if remarks else '')
 
@@ -286,8 +302,7 @@ class EpisodeUpdater(training.Updater):
                 loss = self.model.loss(self.sampler.sample())
             summary.add(observation)
             (loss / self.n_averaged).backward()
-        with np.errstate(divide='ignore'):  # saturated softmaxes: all gradients 0, and clipping divides by their norm
-            self.optimizer.update()
+        self.optimizer.update()
         self.iteration += self.n_averaged
         if not all(param.xp.isfinite(param.array).all() for param in self.model.params()):
             sys.exit('error: the parameters are no longer finite after episode %d; what was saved before is as it was. '
@@ -302,37 +317,70 @@ class EpisodeUpdater(training.Updater):
         self.sampler.set_state(serializer('sampler', self.sampler.get_state()))
 
 
+class Clipping:
+    """An optimizer's hook that bounds the gradient's norm; reports `gradient_norm`, of all parameters, before.
+
+    Args:
+        bound: above 0.
+        apart: an extension: whether each parameter's gradient is bounded on its own, not that of all together.
+    """
+
+    name = 'Clipping'
+    timing = 'pre'
+
+    def __init__(self, bound, apart=False):
+        self.bound = bound
+        self.apart = apart
+
+    def __call__(self, optimizer):
+        xp = optimizer.target.xp
+        params = list(optimizer.target.params(False))
+        squares = [param.grad.ravel().dot(param.grad.ravel()) for param in params]
+        norm = xp.sqrt(sum(squares))
+        chainer.report({'gradient_norm': norm})
+        for param, square in zip(params, squares):
+            param.grad = param.grad * (self.bound / xp.maximum(xp.sqrt(square) if self.apart else norm, self.bound))
+
+
 class Tasks(training.Extension):
     """Tests the model on a few episodes every epoch, and counts the live fast activations on them.
 
-    Reports `NAME/loss` and `NAME/accuracy` for each sampler, and `alive/base/conv1`, ...: the share of a layer's fast
-    activations that are above 0; a layer with none learns and adapts through its slow weights alone.
+    Reports `NAME/loss` and `NAME/accuracy` for each sampler, `average/NAME/loss` and `average/NAME/accuracy` for the
+    averaged model on the same episodes, and `alive/base/conv1`, ...: the share of a layer's fast activations that are
+    above 0; a layer with none learns and adapts through its slow weights alone.
 
     Args:
         model: `MetaNet`.
         samplers: {name, such as test/5-way: `data.EpisodeSampler`}.
         n_episodes: episodes of each sampler.
         same: whether each epoch has the same episodes.
+        average: the averaged model, if there is one.
     """
 
     trigger = 1, 'epoch'
     priority = training.PRIORITY_WRITER
     default_name = 'tasks'
 
-    def __init__(self, model, samplers, n_episodes, same=False):
+    def __init__(self, model, samplers, n_episodes, same=False, average=None):
         self.model = model
+        self.average = average
         self.samplers = samplers
         self.n_episodes = n_episodes
         self.start = {name: sampler.get_state() for name, sampler in samplers.items()} if same else {}
 
     def __call__(self, trainer):
+        starts = {name: self.start.get(name, sampler.get_state()) for name, sampler in self.samplers.items()}
         with self.model.watch() as alive:
-            for name, sampler in self.samplers.items():
-                if name in self.start:
-                    sampler.set_state(self.start[name])
-                loss, accuracy = test(self.model, sampler, self.n_episodes).mean(axis=0)
-                chainer.report({name + '/loss': loss, name + '/accuracy': accuracy})
+            self._test(self.model, starts)
+        if self.average is not None:
+            self._test(self.average, starts, 'average/')
         chainer.report({'alive/' + layer: np.mean(shares) for layer, shares in alive.items() if shares})
+
+    def _test(self, model, starts, prefix=''):
+        for name, sampler in self.samplers.items():
+            sampler.set_state(starts[name])
+            loss, accuracy = test(model, sampler, self.n_episodes).mean(axis=0)
+            chainer.report({prefix + name + '/loss': loss, prefix + name + '/accuracy': accuracy})
 
     def serialize(self, serializer):
         for name, sampler in self.samplers.items():
@@ -346,7 +394,8 @@ class Best(training.Extension):
     then (episodes trained, dev accuracy, mean, half width of the 95 % interval), in %. A test reports as `Tasks` does.
 
     Args:
-        model: `MetaNet`.
+        model: `MetaNet`, the trained or the averaged one.
+        weights: 'last' or 'average': which it is.
         settings: dict of the script's settings, with `data`, saved with the model.
         path: the npz to save the best model to.
         watched: name of the reported dev accuracy.
@@ -359,8 +408,9 @@ class Best(training.Extension):
     priority = training.PRIORITY_WRITER - 1  # after the dev tasks
     default_name = 'best'
 
-    def __init__(self, model, settings, path, watched, name, sampler, n_episodes):
+    def __init__(self, model, weights, settings, path, watched, name, sampler, n_episodes):
         self.model = model
+        self.weights = weights
         self.settings = settings
         self.path = path
         self.watched = watched
@@ -373,7 +423,7 @@ class Best(training.Extension):
     def __call__(self, trainer):
         dev = 100 * trainer.observation[self.watched]
         if dev > self.test_result[1]:
-            save_model(self.path, self.model, self.settings)
+            save_models(self.path, {self.weights: self.model}, self.settings)
             self.sampler.set_state(self.start)
             results = test(self.model, self.sampler, self.n_episodes)
             chainer.report(dict(zip((self.name + '/loss', self.name + '/accuracy'), results.mean(axis=0))))
@@ -389,7 +439,7 @@ def set_up(model, settings, device):
     Args:
         model: `MetaNet`.
         settings: dict of the script's settings; of these `initialisation`, `n_outputs_train`, `inserted_scale`, `seed`,
-            `alpha` and `clip` are used here.
+            `alpha`, `amsgrad`, `clip` and `clipping` are used here.
         device: Chainer device.
 
     Returns:
@@ -399,8 +449,8 @@ def set_up(model, settings, device):
         model.initialize_uniform(settings['seed'], way=settings['n_outputs_train'])
     model.initialize_inserted(settings['n_outputs_train'], settings['seed'], settings['inserted_scale'])
     model.to_device(device)
-    optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
-    optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(settings['clip']))
+    optimizer = chainer.optimizers.Adam(settings['alpha'], amsgrad=settings['amsgrad']).setup(model)
+    optimizer.add_hook(Clipping(settings['clip'], settings['clipping'] == 'apart'))
     return optimizer
 
 
@@ -464,7 +514,7 @@ class Log(extensions.LogReport):
         plt.close(figure)
 
     def _print(self, row):
-        names = [name[:-len('/accuracy')] for name in row if re.fullmatch('(dev|test)/.*/accuracy', name)]
+        names = [name[:-len('/accuracy')] for name in row if re.fullmatch('(average/)?(dev|test)/.*/accuracy', name)]
         tests = ', '.join('%s %.3f / %.1f %%' % (
             name.replace('/', ' '), row[name + '/loss'], 100 * row[name + '/accuracy']) for name in names)
         # A terminal may hold Chainer's progress bar below the cursor; as its own reports do, this clears it away.
@@ -506,18 +556,19 @@ class _CtrlC:
 CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate'
 
 
-def train(model, optimizer, sampler, extras, settings):
+def train(model, optimizer, sampler, extras, settings, average=None):
     """Trains to the last epoch, going on from the latest snapshot in the folder `settings['out']` if it has one.
 
     A continued run is the same, bit for bit, as one that never stopped. Ctrl-C leaves a snapshot and ends the program.
 
     Args:
-        model: `MetaNet`; at the end it is also saved as `model.npz`.
+        model: `MetaNet`; at the end it is also saved as `model.npz`, with the average.
         optimizer: set up with the model.
         sampler: `data.EpisodeSampler` of training episodes.
         extras: list of Trainer extensions: `Tasks`, `Best`, a `decay`.
         settings: dict of the script's settings; of these `out`, `n_epoch`, `n_episodes`, `n_episodes_per_update` and
             `data`, the name of the data, are used here.
+        average: `beyond.Average` of the model, if there is one.
 
     Raises:
         SystemExit: the folder holds a run with other settings or more epochs, Ctrl-C was pressed, or parameters are no
@@ -529,7 +580,7 @@ def train(model, optimizer, sampler, extras, settings):
         _claim(out, settings)
     with _CtrlC(settings['n_epoch']) as stop:
         trainer = training.Trainer(updater, stop, out)
-        for extension in extras:
+        for extension in ([average] if average else []) + extras:
             trainer.extend(extension)
         trainer.extend(Log(settings['data']))
         if sys.stdout.isatty():
@@ -552,32 +603,63 @@ def train(model, optimizer, sampler, extras, settings):
         snapshot(trainer)
     if stop.pressed:
         sys.exit('Stopped after %d episodes; the same command goes on from there.' % updater.iteration)
-    save_model(os.path.join(out, 'model.npz'), model, settings)
+    save_models(os.path.join(out, 'model.npz'), models(model, average), settings)
 
 
-def save_model(path, model, settings):
-    """Writes the model's parameters and the settings of its training to an npz, which is whole or not there at all.
+# How a model's weights are called, in results and in files, where there is also their average.
+WEIGHTS = {'last': 'last iterate', 'average': 'averaged weights'}
+
+
+def models(model, average):
+    """{'last': the trained model, 'average': the averaged one, if there is an `average`}"""
+    return {'last': model, 'average': average.model} if average else {'last': model}
+
+
+def save_models(path, models, settings):
+    """Writes parameters and the settings of their training to an npz, which is whole or not there at all.
 
     What says where it was trained, such as paths, is left out: a model is to be handed on.
+
+    Args:
+        path: the npz.
+        models: {'last': the trained model, 'average': the averaged one}, or one of the two.
+        settings: dict of the script's settings.
     """
-    serializer = chainer.serializers.DictionarySerializer()
-    serializer.save(model)
+    arrays = {}
+    for weights, model in models.items():
+        serializer = chainer.serializers.DictionarySerializer()
+        serializer.save(model)
+        arrays.update((_PREFIXES[weights] + name, value) for name, value in serializer.target.items())
     kept = {name: value for name, value in settings.items() if name not in CHANGEABLE}
     with replacing(path) as file:
-        np.savez(file, settings=json.dumps(kept), **serializer.target)
+        np.savez(file, settings=json.dumps(kept), **arrays)
 
 
-def load_model(path, build, inserted_scale):
-    """A model saved by `save_model`.
+# Of the names in a model's npz.
+_PREFIXES = {'last': '', 'average': 'average/'}
+
+
+def _group(names, weights):
+    """{name in the model: name in the npz} of its last or averaged weights"""
+    average = [name for name in names if name.startswith(_PREFIXES['average'])]
+    if weights == 'average':
+        return {name[len(_PREFIXES['average']):]: name for name in average}
+    return {name: name for name in names if name not in average and name != 'settings'}
+
+
+def load_model(path, build, inserted_scale, weights=''):
+    """A model saved by `save_models`.
 
     Args:
         path: the npz.
         build: a function of the settings, a dict, that returns the untrained model. Softmax layers that it has and the
             training has not seen are *inserted*, whether the file has them or not.
         inserted_scale: inserted softmax layers are uniform in [-inserted_scale, inserted_scale).
+        weights: 'last' or 'average'; '' for the average where the file has one.
 
     Returns:
-        The model, on the CPU, and the settings of its training.
+        The model, on the CPU, and the settings of its training; `weights` in these is 'last' or 'average', and
+        `all_weights` a list of those that the file has.
 
     Raises:
         ValueError: the file is not such an npz, or does not fit the model.
@@ -591,13 +673,20 @@ def load_model(path, build, inserted_scale):
             trained = '/softmax%d/' % settings['n_outputs_train']
             serializer = chainer.serializers.DictionarySerializer()
             serializer.save(model)
-            ours, its = set(serializer.target), set(file.files) - {'settings'}
+            there = [kind for kind in WEIGHTS if _group(file.files, kind)]
+            weights = weights or there[-1]
+            settings.update(weights=weights, all_weights=there)
+            if weights not in there:
+                raise ValueError('it has no %s' % WEIGHTS[weights])
+            group = _group(file.files, weights)
+            ours, its = set(serializer.target), set(group)
             missing = [name for name in sorted(ours - its) if '/softmax' not in name or trained in name]
             surplus = [name for name in sorted(its - ours) if '/softmax' not in name]
             for words, names in (('it lacks %s', missing), ('the model lacks its %s', surplus)):
                 if names:
                     raise ValueError(words % ', '.join(names))
-            chainer.serializers.NpzDeserializer(file, strict=False).load(model)
+            arrays = {name: file[group[name]] for name in ours & its}
+            chainer.serializers.NpzDeserializer(arrays, strict=False).load(model)
             # Last: the file may have softmax layers for ways that the training was only tested on.
             model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
@@ -694,6 +783,7 @@ def final_test(model, samplers, n_episodes, label, paper):
         result = interval(100 * test(model, sampler, n_episodes, '%d-way test' % way)[:, 1])
         sampler.set_state(start)
         rows.append(result_row(label, sampler, n_episodes, result, paper.get(way)))
+        sampler.set_state(start)  # the same episodes for another model
     return rows
 
 

@@ -13,6 +13,7 @@ import chainer.functions as F
 import numpy as np
 import pytest
 
+import beyond
 import data
 import train_omniglot
 import training
@@ -43,15 +44,20 @@ def run(out, n_epoch, stop_at=-1, **changes):
     np.random.seed(0)
     model = MetaNet(CNN(4), CNN(4, activation=None), [3])
     optimizer = chainer.optimizers.Adam(settings['alpha']).setup(model)
+    optimizer.add_hook(training.Clipping(10))
+    average = beyond.Average(model, 0.9)
     sampler = StopAt(stop_at, CLASSES, 3, 1, 2, rotate=True, seed=0)
-    tasks = [training.Tasks(model, {'test/3-way': data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}, 2)]
+    tasks = [training.Tasks(model, {'test/3-way': data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}, 2,
+                            average=average.model)]
     tasks += training.decay(optimizer, settings)
-    training.train(model, optimizer, sampler, tasks, settings)
+    training.train(model, optimizer, sampler, tasks, settings, average)
+    model.average = average.model  # not a child: for the tests to look at
     return model
 
 
 def same(model, other):
-    return all((a.array == b.array).all() for a, b in zip(model.params(), other.params()))
+    return all((a.array == b.array).all() for a, b in zip(model.params(), other.params())) and (
+        not (hasattr(model, 'average') and hasattr(other, 'average')) or same(model.average, other.average))
 
 
 def rows(out, timeless=True):
@@ -74,7 +80,9 @@ def test_log_says_all(straight):
     assert [row['iteration'] for row in log] == ['3', '6', '9']
     for row in log:
         assert float(row['main/loss']) > 0 and 0 <= float(row['main/accuracy']) <= 1
-        assert float(row['test/3-way/loss']) > 0 and 0 <= float(row['test/3-way/accuracy']) <= 1
+        for prefix in ('', 'average/'):
+            assert float(row[prefix + 'test/3-way/loss']) > 0 and 0 <= float(row[prefix + 'test/3-way/accuracy']) <= 1
+        assert float(row['gradient_norm']) > 0 and float(row['main/largest_logit']) > 0
         assert float(row['seconds']) > 0
         assert 0 <= float(row['alive/base/conv1']) <= 1 and 0 <= float(row['alive/base/fc1']) <= 1
         assert row['data'] == 'synthetic strokes'
@@ -150,10 +158,67 @@ def test_gradients_of_zero_are_clipped_without_a_warning():
     model.add_param('w', shape=2, initializer=chainer.initializers.One())
     model.loss = lambda episode: 0 * F.sum(model.w)
     optimizer = chainer.optimizers.SGD().setup(model)
-    optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(10))
+    optimizer.add_hook(training.Clipping(10))
     with chainer.Reporter():
         training.EpisodeUpdater(model, optimizer, data.EpisodeSampler(CLASSES, 3, 1, 2), 1).update()
     assert (model.w.array == 1).all()
+
+
+def clipped(hook):
+    """Gradients of norms 5 and 26 after a hook, and the norm that it reports."""
+    model = chainer.Chain()
+    for name, gradient in ('v', [3., -4.]), ('w', [[10.], [24.]]):
+        model.add_param(name, initializer=np.zeros_like(gradient, np.float32))
+        model[name].grad = np.array(gradient, np.float32)
+    optimizer = chainer.optimizers.SGD().setup(model)
+    observation = {}
+    with chainer.Reporter().scope(observation):
+        hook(optimizer)
+    return model.v.grad, model.w.grad, observation
+
+
+def test_the_norm_of_all_gradients_is_clipped_as_chainer_does_and_reported():
+    v, w, observation = clipped(training.Clipping(10))
+    expected = clipped(chainer.optimizer_hooks.GradientClipping(10))
+    assert (v == expected[0]).all() and (w == expected[1]).all() and abs(w).max() < 24
+    assert float(observation['gradient_norm']) == pytest.approx((25 + 676) ** 0.5)
+    assert clipped(training.Clipping(30))[0].tolist() == [3, -4]
+
+
+def test_gradients_can_be_clipped_apart():
+    v, w, _ = clipped(training.Clipping(13, apart=True))
+    assert v.tolist() == [3, -4] and w.tolist() == [[5], [12]]
+
+
+def test_the_average_forgets_at_its_rate_and_training_does_not_see_it():
+    class Learning(chainer.Chain):
+        def __init__(self):
+            super().__init__()
+            with self.init_scope():
+                self.w = chainer.Parameter(np.zeros(2, np.float32))
+                self.bn = chainer.links.BatchNormalization(2)
+
+    model = Learning()
+    average = beyond.Average(model, 0.5)
+    expected = 0
+    for i, value in enumerate([4, 8, 6, -2, 0, 1, 1, 1, 1, 1, 1, 1]):
+        model.w.array[...] = value
+        model.bn.avg_mean[...] = value
+        average(None)
+        kept = min(0.5, (1 + i) / (10 + i))
+        expected = kept * expected + (1 - kept) * value
+        np.testing.assert_allclose(average.model.w.array, expected, rtol=1e-5)
+        np.testing.assert_allclose(average.model.bn.avg_mean, expected, rtol=1e-5)
+        assert (model.w.array == value).all()
+    assert average.model.w.array.dtype == np.float32
+
+
+def test_last_and_averaged_weights_are_saved_side_by_side(straight):
+    out, model = straight
+    with np.load(out / 'model.npz') as file:
+        assert (file['base/fc1/W'] == model.base.fc1.W.array).all()
+        assert (file['average/base/fc1/W'] == model.average.base.fc1.W.array).all()
+        assert (file['base/fc1/W'] != file['average/base/fc1/W']).any()
 
 
 def test_several_episodes_make_an_update_with_their_mean_gradient():
@@ -273,7 +338,7 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch):
 
     monkeypatch.setattr(training, 'test', fake)
     settings = {'out': str(tmp_path), 'n_epoch': 3, 'n_episodes': 2, 'n_episodes_per_update': 1, 'data': 'strokes'}
-    best = training.Best(model, settings, str(tmp_path / 'best.npz'), 'dev/3-way/accuracy', 'test/3-way', tests, 4)
+    best = training.Best(model, 'last', settings, str(tmp_path / 'best.npz'), 'dev/3-way/accuracy', 'test/3-way', tests, 4)
     tasks = [training.Tasks(model, {'dev/3-way': dev}, 2, same=True), best]
     training.train(model, optimizer, data.EpisodeSampler(CLASSES, 3, 1, 2), tasks, settings)
     assert len(tested) == 2
@@ -409,8 +474,11 @@ def test_script_runs_anywhere_and_says_that_it_is_not_omniglot(tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'NOT OMNIGLOT' in done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) == 3 and all('synthetic' in line for line in lines)
+    assert len(lines) == 5 and all('synthetic' in line for line in lines)
     assert 'the paper has no such number' in lines[1] and '8-way 1-shot' in lines[2]
+    assert '(last iterate)' in lines[2] and '(averaged weights)' in lines[3] and '5-way 1-shot' in lines[3]
+    pixels = [line.partition(';')[2] for line in lines[1:]]
+    assert pixels[:2] == pixels[2:]  # both on the same episodes
     with open(tmp_path / 'here' / 'settings.json') as file:
         settings = json.load(file)
     assert settings['data'] == 'synthetic strokes' and settings['n_filters'] == 4
@@ -432,8 +500,9 @@ def test_evaluate_repeats_the_final_test(trained):
     # The file knows the model: its number of filters need not be given again.
     done = script(folder, '--evaluate', 'here/model.npz', '--n_outputs_test', '5,8,7', '--n_final_episodes', '3')
     assert done.returncode == 0, done.stderr
-    *both_ways, inserted = done.stdout.splitlines()
-    assert both_ways == printed.splitlines()[-2:] and '7-way 1-shot' in inserted
+    last, average = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
+    assert last[:2] + average[:2] == printed.splitlines()[-4:]
+    assert '7-way 1-shot' in last[2] and '7-way 1-shot' in average[2]
     assert sorted(os.listdir(folder / 'here')) == before
 
 
@@ -460,6 +529,9 @@ def test_results_name_what_was_trained_and_tested_on():
 def test_inserted_softmax_layers_are_the_same_each_time(trained):
     path = str(trained[0] / 'here' / 'model.npz')
     model, settings = train_omniglot.load(path, [9])
+    last, its_settings = train_omniglot.load(path, [9], weights='last')
+    assert (settings['weights'], its_settings['weights']) == ('average', 'last')
+    assert not same(model, last) and (model.base.softmax9.W.array == last.base.softmax9.W.array).all()
     again, _ = train_omniglot.load(path, [9])
     assert settings['n_filters'] == 4 and same(model, again)
     assert not {'input_path', 'out', 'gpu'} & set(settings)  # a model is handed on without its maker's paths
@@ -494,7 +566,7 @@ def test_evaluate_refuses_what_is_no_model(tmp_path, damage, message):
 
 def test_a_model_that_lacks_a_part_is_refused(trained, tmp_path):
     with np.load(trained[0] / 'here' / 'model.npz') as file:
-        np.savez(tmp_path / 'model.npz', **{name: file[name] for name in file if name != 'm_fc/l2/b'})
+        np.savez(tmp_path / 'model.npz', **{name: file[name] for name in file if name != 'average/m_fc/l2/b'})
     with pytest.raises(ValueError, match='it lacks m_fc/l2/b'):
         train_omniglot.load(str(tmp_path / 'model.npz'), [5])
 
@@ -567,6 +639,8 @@ def test_the_seed_decides_all(tmp_path, initialisation):
     (['--input_path', ''], "input_path = '': give the path of a folder"),
     (['--nb_samples_per_class', '15'], 'shot + n_query = 25'),
     (['--rotations', 'none'], "rotations = 'none': choose among 'episode', 'classes'"),
+    (['--clipping', 'each'], "clipping = 'each': choose among 'together', 'apart'"),
+    (['--average_decay', '1'], 'average_decay = 1.0: must be a number from 0, and below 1'),
     (['--n_episodes_per_update', '3'], 'n_episodes = 100 is not a multiple of n_episodes_per_update = 3'),
     (['--n_epoch', '0'], 'n_epoch = 0: must be a whole number, at least 1'),
     (['--n_outputs_train', '1'], 'n_outputs_train = 1: must be a whole number, at least 2'),
@@ -595,13 +669,17 @@ def test_mini_imagenet_script_runs_anywhere(tmp_path, model, centred, name):
     assert 'NOT MINI-IMAGENET' in done.stderr
     lines = done.stdout.splitlines()
     assert 'synthetic' in lines[0]
-    assert 'MetaNet (%s) trained 6-way, on synthetic textures, 5-way 1-shot' % name in lines[-1]
-    assert {'best.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(os.listdir(tmp_path / 'here'))
-    # The only epoch's model is the best: its test is repeated.
-    again = script(tmp_path, '--evaluate', 'here/best.npz', '--n_test_episodes', '2', '--n_queries', '2', *NO_IMAGES,
-                   name='train_mini_imagenet.py')
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.splitlines() == lines[-1:]
+    assert {'best.npz', 'best_average.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(
+        os.listdir(tmp_path / 'here'))
+    for weights, best, line in ('last iterate', 'best', lines[-3]), ('averaged weights', 'best_average', lines[-1]):
+        words = 'MetaNet (%s) trained 6-way, on synthetic textures, 5-way 1-shot' % name.replace(
+            model, model + ', ' + weights)
+        assert words in line
+        # The only epoch's model is the best: its test is repeated.
+        again = script(tmp_path, '--evaluate', 'here/%s.npz' % best, '--n_test_episodes', '2', '--n_queries', '2',
+                       *NO_IMAGES, name='train_mini_imagenet.py')
+        assert again.returncode == 0, again.stderr
+        assert again.stdout.splitlines() == [line]
 
 
 def test_mini_imagenet_script_trains_on_files(tmp_path):
@@ -611,7 +689,7 @@ def test_mini_imagenet_script_trains_on_files(tmp_path):
         data.save_classes(str(tmp_path / 'data' / (part + '.npz')), dict(list(textures.items())[5 * i:5 * i + 5]))
     done = script(tmp_path, *SHORT, name='train_mini_imagenet.py')
     assert done.returncode == 0, done.stderr
-    assert 'MetaNet (partial) trained 5-way, on own data (data)' in done.stdout and not done.stderr.strip()
+    assert 'MetaNet (partial, averaged weights) trained 5-way, on own data (data)' in done.stdout and not done.stderr.strip()
     done = script(tmp_path, '--evaluate', 'here/best.npz', *NO_IMAGES, name='train_mini_imagenet.py')
     assert done.returncode == 1 and 'trained on images of size 32' in done.stderr
 
