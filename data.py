@@ -11,6 +11,7 @@ import hashlib
 import http.client
 import io
 import os
+import posixpath
 import re
 import sys
 import typing
@@ -30,11 +31,13 @@ OMNIGLOT_MD5 = {
 N_CHARACTERS = {'images_background.zip': 964, 'images_evaluation.zip': 659}
 N_DRAWERS = 20
 SIZE = 28  # height and width of a character, in pixels
+MAX_SIZE = 1050  # of a drawing before it is shrunk, ten times the official: larger ones are no drawings of Omniglot
 
 SPLITS = ('previous', 'standard', 'dev')
-N_TRAIN = 1200  # training classes of the 'previous' split
-N_DEV = 100  # of these, the test classes of the 'dev' split
-SPLIT_SEED = 0
+SPLIT_TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data', 'omniglot_split.csv')
+
+# The classes of a file that `omniglot` has made, now or before the classes were named by their numbers.
+OMNIGLOT_CLASS = re.compile(r'\d{4}|images_(background|evaluation)/.*', re.ASCII)
 
 MINI_IMAGENET = 'data/miniImagenet'
 NETWORK_TIMEOUT = 10  # seconds
@@ -147,37 +150,107 @@ def omniglot(input_path='data/omniglot', split='previous', download=True):
 
     `split` is 'previous' (Vinyals et al., 2016: 1200 random classes to train on, the other 423 to test),
     'standard' (the 964 background classes to train on, the 659 evaluation classes to test) or 'dev' (the 1200
-    training classes of 'previous' alone, 1100 to train on and 100 to choose settings by).
+    training classes of 'previous' alone, 1100 to train on and 100 to choose settings by). data/omniglot_split.csv lists
+    the characters of 'previous' and 'dev'.
 
-    The two official zips are looked for in `input_path`, then in the folder that the environment variable
-    OMNIGLOT_DIR names; without that variable they are downloaded, unless `download` is False. The images are
-    kept as `input_path`/`split`/{train,test}.npz, and later calls read only these. If the zips cannot be had,
-    a banner on stderr says so, and 400 + 200 classes of synthetic strokes are returned.
+    A class is named by its character's number, such as '0709', which begins the file names of its drawings: copies of
+    Omniglot differ in their folders' names, but not in these. The classes are in the order of their numbers and the
+    images in that of the drawers, so that every copy gives the same episodes.
+
+    The two official zips, or the folders images_background and images_evaluation extracted from them, are looked
+    for in `input_path`, then in the folder that the environment variable OMNIGLOT_DIR names; without that variable
+    the zips are downloaded, unless `download` is False. The images are kept as
+    `input_path`/`split`/{train,test}.npz, and later calls read only these, unless they are damaged or of another
+    split: then they are made anew. If the zips cannot be had, a banner on stderr says so, and 400 + 200 classes of
+    synthetic strokes are returned.
 
     Returns (train, test, name): two dicts {class name: uint8 (20, 28, 28)}, where 255 is ink and 0 is paper,
-    and the data set's name, 'Omniglot' or 'synthetic strokes'.
+    and the data set's name: 'Omniglot', 'synthetic strokes', or 'own data (FOLDER)' if the kept files hold others.
 
-    Raises ValueError for an unknown split, for a download with a wrong checksum, and for a damaged or
-    incomplete zip; FileNotFoundError if OMNIGLOT_DIR is set, but a zip is missing there; OSError if the images cannot
-    be kept in `input_path`.
+    Raises ValueError for an unknown split, for a download with a wrong checksum, for damaged or incomplete zips, and
+    for kept files that are to be made anew when the zips cannot be had; FileNotFoundError if OMNIGLOT_DIR is set, but a
+    zip is missing there; OSError if the images cannot be kept in `input_path`.
     """
     if split not in SPLITS:
         raise ValueError(f'unknown split {split!r}: choose one of {", ".join(map(repr, SPLITS))}')
-    train_path, test_path = [os.path.join(input_path, split, part) for part in ('train.npz', 'test.npz')]
-    if not (os.path.isfile(train_path) and os.path.isfile(test_path)):
-        _make_folder(input_path)
+    paths = [os.path.join(input_path, split, part) for part in ('train.npz', 'test.npz')]
+    outdated = None
+    if any(map(os.path.exists, paths)):
         try:
-            zips = [_find_zip(name, input_path, download) for name in N_CHARACTERS]
-        except _Unavailable as reason:
-            _print_banner('Omniglot', 'synthetic stroke characters', reason, (
-                f"put {' and '.join(N_CHARACTERS)}\n!!  from {OMNIGLOT_URL}\n!!  into {os.path.abspath(input_path)},\n"
-                '!!  or set the environment variable OMNIGLOT_DIR to the folder that holds them'))
-            classes = list(synthetic_strokes(600).items())
-            return dict(classes[:400]), dict(classes[400:]), 'synthetic strokes'
-        train, test = _split_classes(*map(_read_zip, zips), split)
-        save_classes(train_path, train)
-        save_classes(test_path, test)
-    return load_classes(train_path), load_classes(test_path), 'Omniglot'
+            return _load_kept(paths, split)
+        except (ValueError, FileNotFoundError) as error:
+            outdated = error
+    _make_folder(input_path)
+    try:
+        sources = [_find_source(name, input_path, download) for name in N_CHARACTERS]
+    except (_Unavailable, FileNotFoundError) as reason:
+        if outdated:
+            raise ValueError(f'{outdated}. To make it anew, the zips are needed, but {reason}') from reason
+        if isinstance(reason, FileNotFoundError):
+            raise
+        _print_banner('Omniglot', 'synthetic stroke characters', reason, (
+            f"put {' and '.join(N_CHARACTERS)}\n!!  from {OMNIGLOT_URL}\n!!  into {os.path.abspath(input_path)},\n"
+            '!!  or set the environment variable OMNIGLOT_DIR to the folder that holds them'))
+        classes = list(synthetic_strokes(600).items())
+        return dict(classes[:400]), dict(classes[400:]), 'synthetic strokes'
+    if outdated:
+        print(f'{outdated}: made anew.', file=sys.stderr)
+    parts = _split_classes(*map(_read_source, sources), split)
+    for path, classes in zip(paths, parts):
+        save_classes(path, classes)
+    return (*parts, 'Omniglot')
+
+
+def _split_table():
+    """{character's number, such as '0709': train, dev or test} for the splits 'previous' and 'dev'."""
+    with open(SPLIT_TABLE, newline='', encoding='utf-8') as file:
+        return {row['character']: row['part'] for row in csv.DictReader(file)}
+
+
+def _load_kept(paths, split):
+    """(train, test, name) of two files: those an earlier call has kept, or data of the user's own."""
+    for path in paths:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f'{path} does not exist')
+    names = [_class_names(path) for path in paths]
+    if not all(OMNIGLOT_CLASS.fullmatch(name) for part in names for name in part):
+        folder = os.path.basename(os.path.dirname(os.path.dirname(os.path.abspath(paths[0]))))
+        return (*map(load_classes, paths), f'own data ({folder})')
+    if split == 'standard':
+        kept = [*map(len, names)] == [*N_CHARACTERS.values()] and sorted(names[0] + names[1]) == sorted(_split_table())
+    else:
+        kept = [*map(set, names)] == [*map(set, _members(split))]
+    if not kept or any(part != sorted(part) for part in names):
+        raise ValueError(f'{paths[0]} and {paths[1]} do not hold the characters of the split {split!r} in their order')
+    return (*map(load_classes, paths), 'Omniglot')
+
+
+def _class_names(path):
+    """The names of an npz file's classes, without reading them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name[:-len('.npy')] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f'{path} cannot be read, it seems damaged ({error})') from error
+
+
+def _members(split):
+    """The characters' numbers in the training and the test part of 'previous' or 'dev'."""
+    train, test = {'previous': (('train', 'dev'), ('test',)), 'dev': (('train',), ('dev',))}[split]
+    table = _split_table()
+    return [[character for character in sorted(table) if table[character] in parts] for parts in (train, test)]
+
+
+def _split_classes(background, evaluation, split):
+    both = background.keys() & evaluation.keys()
+    if both:
+        first, second = N_CHARACTERS
+        raise ValueError(f'{second}: character {min(both)} is in {first} too, so one of them is not the official file; '
+                         f'{_fetch_anew(second)}')
+    if split == 'standard':
+        return [background, evaluation]
+    classes = {**background, **evaluation}
+    return [{character: classes[character] for character in part} for part in _members(split)]
 
 
 def _make_folder(path):
@@ -194,23 +267,25 @@ class _Unavailable(Exception):
     """Omniglot is not on this computer and could not be downloaded."""
 
 
-def _find_zip(name, input_path, download):
-    path = os.path.join(input_path, name)
-    if os.path.isfile(path):
-        return path
+def _find_source(name, input_path, download):
+    """The path of a zip, or of the folder extracted from it."""
     folder = os.environ.get('OMNIGLOT_DIR')
+    for place in filter(None, (input_path, folder)):
+        zipped = os.path.join(place, name)
+        extracted = os.path.splitext(zipped)[0]
+        if os.path.isfile(zipped):
+            return zipped
+        if os.path.isdir(extracted):
+            return extracted
     if folder:  # set on purpose: a missing file there is a mistake to report, not to work around
-        elsewhere = os.path.join(folder, name)
-        if not os.path.isfile(elsewhere):
-            raise FileNotFoundError(f'OMNIGLOT_DIR is set, but {elsewhere} does not exist: put the zip there '
-                                    f'(from {OMNIGLOT_URL}{name}), or unset OMNIGLOT_DIR')
-        return elsewhere
+        raise FileNotFoundError(f'OMNIGLOT_DIR is set, but {zipped} does not exist: put the zip there '
+                                f'(from {OMNIGLOT_URL}{name}), or unset OMNIGLOT_DIR')
     if not download:
-        raise _Unavailable(f'{path} does not exist and downloads are switched off')
+        raise _Unavailable(f'{zipped} does not exist and downloads are switched off')
     content = _download(name)
-    with replacing(path) as file:
+    with replacing(zipped) as file:
         file.write(content)
-    return path
+    return zipped
 
 
 def _download(name):
@@ -232,32 +307,88 @@ def _download(name):
     return content
 
 
-def _read_zip(path):
-    """Decode an official zip into {'<zip name>/<Alphabet>/character01': uint8 (20, 28, 28)}."""
+def _read_source(path):
+    """Decode an official zip, or the folder extracted from it, into {'0709': uint8 (20, 28, 28)}."""
     zip_name = os.path.basename(path)
-    remedy = f'delete it and fetch it anew from {OMNIGLOT_URL}{zip_name}'
-    drawing = re.compile(re.escape(os.path.splitext(zip_name)[0]) + r'/[^/]+/[^/]+/[^/]+\.png')
+    if os.path.isdir(path):
+        zip_name += '.zip'
+        return _read_drawings(path, zip_name, _list_files(path), lambda name: _read_file(os.path.join(path, name)))
     try:
         with zipfile.ZipFile(path) as archive:
-            characters = collections.defaultdict(list)
-            for member in sorted(filter(drawing.fullmatch, archive.namelist())):
-                characters[os.path.dirname(member)].append(member)
-            if len(characters) != N_CHARACTERS[zip_name]:
-                raise ValueError(f'{path} holds {len(characters)} characters, not {N_CHARACTERS[zip_name]}: '
-                                 f'it is not the whole data set; {remedy}')
-            for name, members in characters.items():
-                if len(members) != N_DRAWERS:
-                    raise ValueError(f'{path}: {name} has {len(members)} drawings, not {N_DRAWERS}; {remedy}')
-            progress = tqdm(characters.items(), f'decoding {zip_name}', unit=' characters')
-            return {name: np.stack([_decode(archive.read(member)) for member in members])
-                    for name, members in progress}
-    except (zipfile.BadZipFile, zlib.error, OSError) as error:  # OSError: Pillow's, for a broken image
-        raise ValueError(f'{path} cannot be read, it seems damaged ({error}): {remedy}') from error
+            return _read_drawings(path, zip_name, archive.namelist(), archive.read)
+    # RuntimeError: an encrypted member; NotImplementedError: an unknown compression.
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        raise ValueError(f'{path} cannot be read, it seems damaged ({error}): {_fetch_anew(zip_name)}') from error
+
+
+def _fetch_anew(zip_name):
+    return f'delete it and fetch it anew from {OMNIGLOT_URL}{zip_name}'
+
+
+def _list_files(folder):
+    """The paths of all files below a folder, relative to it, with slashes."""
+    return [os.path.relpath(os.path.join(place, name), folder).replace(os.sep, '/')
+            for place, _, names in os.walk(folder) for name in names]
+
+
+def _read_file(path):
+    with open(path, 'rb') as file:
+        return file.read()
+
+
+def _read_drawings(path, zip_name, names, read):
+    """{'0709': uint8 (20, 28, 28)} of the drawings among `names`, whose content is `read(name)`."""
+    remedy = _fetch_anew(zip_name)
+    drawings = collections.defaultdict(list)  # of a character
+    owners = {}  # the characters of folders
+    for name in names:
+        folder, file_name = posixpath.split(name)
+        # What macOS puts into zips: '__MACOSX/.../._0001_01.png' is no image.
+        if file_name.startswith('.') or '__MACOSX' in name.split('/') or not file_name.endswith('.png'):
+            continue
+        if not re.fullmatch(r'\d{4}_\d{2}\.png', file_name, re.ASCII):
+            raise ValueError(f'{path}: {name} is not named as a drawing of Omniglot is, such as 0709_01.png; {remedy}')
+        character = file_name[:4]
+        if owners.setdefault(folder, character) != character:
+            raise ValueError(f'{path}: {folder} holds drawings of the characters {owners[folder]} and {character}, '
+                             f'but a folder must hold one; {remedy}')
+        drawings[character].append(name)
+    if len(drawings) != N_CHARACTERS[zip_name]:
+        raise ValueError(f'{path} holds {len(drawings)} characters, not {N_CHARACTERS[zip_name]}: '
+                         f'it is not the whole data set; {remedy}')
+    unknown = drawings.keys() - _split_table().keys()
+    if unknown:
+        raise ValueError(f'{path} holds a character {min(unknown)}, which Omniglot has not; {remedy}')
+    for character, members in drawings.items():
+        members.sort(key=posixpath.basename)
+        folders = sorted(set(map(posixpath.dirname, members)))
+        if len(folders) > 1:
+            raise ValueError(f'{path}: the drawings of character {character} are in more than one folder, '
+                             f'{folders[0]} and {folders[1]}; {remedy}')
+        if len(members) != N_DRAWERS:
+            raise ValueError(f'{path}: {folders[0]} has {len(members)} drawings, not {N_DRAWERS}; {remedy}')
+        for drawer, name in enumerate(members, 1):
+            if posixpath.basename(name) != f'{character}_{drawer:02d}.png':
+                raise ValueError(f'{path}: {folders[0]} has no drawing {character}_{drawer:02d}.png; {remedy}')
+    classes = {}
+    for character in tqdm(sorted(drawings), f'decoding {zip_name}', unit=' characters'):
+        images = []
+        for name in drawings[character]:
+            try:
+                images.append(_decode(read(name)))
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow raises many kinds for a broken image
+                raise ValueError(f'{path}: {name} cannot be read, it seems damaged ({error}); {remedy}') from error
+        classes[character] = np.stack(images)
+    return classes
 
 
 def _decode(png):
     """Black ink on white paper, 105x105, to uint8 (28, 28) where 255 is ink."""
     with Image.open(io.BytesIO(png)) as image:
+        if max(image.size) > MAX_SIZE:
+            raise ValueError(f'the image is {image.width}x{image.height}')
         return _shrink(image.convert('L'))
 
 
@@ -288,17 +419,6 @@ def read_character(path):
     if np.asarray(grey).mean() < 128:
         raise ValueError(f'{path} is more dark than light: give dark strokes on light paper, invert it if need be')
     return _shrink(ImageOps.pad(grey, (max(grey.size),) * 2, color=255))
-
-
-def _split_classes(background, evaluation, split):
-    if split == 'standard':
-        return background, evaluation
-    classes = {**background, **evaluation}
-    # The stream of a RandomState is frozen, so that every version of NumPy draws the same split.
-    order = np.random.RandomState(SPLIT_SEED).permutation(len(classes))
-    names = sorted(classes)
-    middle, end = (N_TRAIN - N_DEV, N_TRAIN) if split == 'dev' else (N_TRAIN, len(names))
-    return [{names[i]: classes[names[i]] for i in part} for part in (order[:middle], order[middle:end])]
 
 
 def turned(classes):
