@@ -1,6 +1,70 @@
 """What is not in the paper: each has a setting of its own in the scripts, and is named in every line of results."""
-import chainer_compat  # noqa: F401  (before Chainer)
-from chainer import training
+from metanet import FastLayer, MetaNet, SoftmaxLayer
+from ops.compat import F, chainer, training
+from ops.lazy import made, needed
+
+CENTRED = 'fc', 'conv', 'conv, fc'  # choices for `CentredMetaNet`'s `centred`
+
+
+class CentredMetaNet(MetaNet):
+    """MetaNet whose fast weights are centred, to keep fast activations alive, which else mostly die early.
+
+    From the fast weights of each output of a layer, a convolution's filter for one, their mean is subtracted; not in
+    softmax layers, which have no ReLU.
+
+    Args:
+        centred: 'fc': fully connected layers; 'conv': convolutions, which takes much longer, for nothing of them can
+            be deferred (`ops.lazy`) any more; 'conv, fc': both.
+        args, settings: as of `MetaNet`.
+
+    Raises:
+        ValueError: `centred` is none of these.
+    """
+
+    def __init__(self, *args, centred, **settings):
+        if centred not in CENTRED:
+            raise ValueError(f'centred = {centred!r}: choose among {", ".join(map(repr, CENTRED))}')
+        super().__init__(*args, **settings)
+        self.centred = centred
+
+    def meta_learner(self, name, gradients, layers):
+        fast = super().meta_learner(name, gradients, layers)
+        return [_centred(made(weights), layer.slow().ndim - 1)
+                if layer.kind in self.centred and not isinstance(layer, SoftmaxLayer) else weights
+                for layer, weights in zip(layers, fast)]
+
+
+def _centred(weights, n_axes):
+    """Weights less their mean over the last axes, those of an output's inputs."""
+    return weights - F.broadcast_to(F.mean(weights, axis=tuple(range(-n_axes, 0)), keepdims=True), weights.shape)
+
+
+class LiveActivations(chainer.LinkHook):
+    """Counts, within a `with`, the share of each layer's fast activations that are above 0: whether it adapts at all.
+
+    Layers without an activation, softmax layers for one, are left out: all that they make passes.
+
+    Args:
+        model: `MetaNet`.
+
+    Attributes:
+        shares: {layer, such as 'base/conv1': list of shares, one for each call while it was augmented}.
+    """
+
+    name = 'LiveActivations'
+
+    def __init__(self, model):
+        self.names = {id(link): name[1:] for name, link in model.namedlinks()
+                      if isinstance(link, FastLayer) and link.activation is not None}
+        self.shares = {name: [] for name in self.names.values()}
+
+    def forward_postprocess(self, args):
+        layer, (x, *_) = args.link, args.args
+        if id(layer) in self.names and layer.fast is not None:
+            fast = needed(layer.fast, x, layer.activation)
+            dead = fast is None
+            share = 0. if dead else float((layer.product(x, [fast], relu=False).array > 0).mean())
+            self.shares[self.names[id(layer)]].append(share)
 
 
 class Average(training.Extension):

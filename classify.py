@@ -6,17 +6,15 @@ FOLDER/support/CLASS/ holds the examples, the same number for each class, and FO
 strokes on light paper, a character filling most of each. Prints a line for each query: the file, its class, and the
 class's probability.
 """
-import training  # first: it readies Chainer for today's NumPy
-
 import argparse
 import os
 import sys
 
-import chainer
-import chainer.functions as F
 import numpy as np
 
 import data
+import training
+from ops.compat import F, chainer
 from train_omniglot import load
 
 

@@ -8,15 +8,15 @@
 Every constant below may be given on the command line. Stopped by Ctrl-C, the same command goes on where it was; stopped
 by anything else, from the end of the last epoch.
 """
-import training  # first: it readies Chainer for today's NumPy
-
+import functools
 import os
 
 import numpy as np
 
 import data
-from beyond import Average
-from metanet import CENTRED, CNN, MLP, MetaNet
+import training
+from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
+from metanet import CNN, MLP, MetaNet
 
 # input and output
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
@@ -65,8 +65,8 @@ def build(settings, ways):
     on_keys = settings['model'] == 'partial, u'
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     base = MLP(embed.n_out) if on_keys else CNN(settings['n_filters'], **sizes)
-    return MetaNet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys,
-                   centred=settings['centred'])
+    metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
+    return metanet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
 
 
 def load(path, ways, inserted_scale=0.1, weights=''):
@@ -90,7 +90,7 @@ def train_model(settings):
     """Trains a model and tests it by the paper's protocol."""
     with training.plain_errors():
         training.choice('model', model, ('partial', 'partial, u'))
-        training.choice('centred', centred, CENTRED)
+        training.choice('centred', centred, ('',) + CENTRED)
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.choice('clipping', clipping, ('together', 'apart'))
         training.share(settings, 'average_decay')
@@ -119,7 +119,8 @@ def train_model(settings):
         prefix, name = paths[weights]
         bests[weights] = training.Best(model_of_them, weights, settings, os.path.join(out, name + '.npz'),
                                        prefix + dev + '/accuracy', prefix + test, test_sampler, n_test_episodes)
-    tasks = training.Tasks(metanet, {dev: dev_sampler}, n_dev_episodes, same=True, average=models.get('average'))
+    tasks = training.Tasks(metanet, {dev: dev_sampler}, n_dev_episodes, same=True, average=models.get('average'),
+                           watch=LiveActivations)
     extras = [tasks, *bests.values()] + training.decay(optimizer, settings)
     training.train(metanet, optimizer, train_sampler, extras, settings, average)
 

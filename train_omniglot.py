@@ -7,13 +7,14 @@
 Every constant below may be given on the command line. Stopped by Ctrl-C, the same command goes on where it was; stopped
 by anything else, from the end of the last epoch.
 """
-import training  # first: it readies Chainer for today's NumPy
+import functools
 
 import numpy as np
 
 import data
-from beyond import Average
-from metanet import CENTRED, CNN, MetaNet
+import training
+from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
+from metanet import CNN, MetaNet
 
 # input and output
 input_path = 'data/omniglot'  # folder of images_background.zip and images_evaluation.zip; downloaded to it if missing
@@ -72,8 +73,9 @@ PAPER_ACROSS = {
 
 def build(settings, ways):
     """The untrained model of a script's settings, with softmax layers for `ways`."""
-    return MetaNet(CNN(settings['n_filters']), CNN(settings['n_filters'], activation=None), ways, settings['n_steps'],
-                   task_level=settings['variant'] == 'MetaNet', centred=settings['centred'])
+    metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
+    return metanet(CNN(settings['n_filters']), CNN(settings['n_filters'], activation=None), ways, settings['n_steps'],
+                   task_level=settings['variant'] == 'MetaNet')
 
 
 def load(path, ways, inserted_scale=0.1, weights=''):
@@ -132,7 +134,7 @@ def train_model(settings, ways):
     """Trains a model and tests it."""
     with training.plain_errors():
         training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
-        training.choice('centred', centred, CENTRED)
+        training.choice('centred', centred, ('',) + CENTRED)
         training.choice('initialisation', initialisation, ('uniform', 'chainer'))
         training.choice('rotations', rotations, ('episode', 'classes'))
         training.choice('clipping', clipping, ('together', 'apart'))
@@ -159,7 +161,7 @@ def train_model(settings, ways):
     average = Average(model, average_decay) if average_decay else None
     models = training.models(model, average)
     tasks = training.Tasks(model, {'test/%d-way' % way: epoch_samplers[way] for way in ways}, n_test_episodes,
-                           average=models.get('average'))
+                           average=models.get('average'), watch=LiveActivations)
     training.train(model, optimizer, sampler, [tasks] + training.decay(optimizer, settings), settings, average)
     training.write_results(out, n_epoch * n_episodes, final_test(models, settings, final_samplers, source))
 

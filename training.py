@@ -11,16 +11,13 @@ import sys
 import time
 import zipfile
 
-import chainer_compat  # noqa: F401  (before Chainer)
-import chainer
 import matplotlib
 import numpy as np
-from chainer import training
-from chainer.training import extensions
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from data import replacing
+from ops.compat import chainer, extensions, training
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without a window)
@@ -355,26 +352,29 @@ class Tasks(training.Extension):
         n_episodes: episodes of each sampler.
         same: whether each epoch has the same episodes.
         average: the averaged model, if there is one.
+        watch: a class of `LinkHook` whose `shares` count a model's live activations, if they are to be counted.
     """
 
     trigger = 1, 'epoch'
     priority = training.PRIORITY_WRITER
     default_name = 'tasks'
 
-    def __init__(self, model, samplers, n_episodes, same=False, average=None):
+    def __init__(self, model, samplers, n_episodes, same=False, average=None, watch=None):
         self.model = model
         self.average = average
+        self.watch = watch
         self.samplers = samplers
         self.n_episodes = n_episodes
         self.start = {name: sampler.get_state() for name, sampler in samplers.items()} if same else {}
 
     def __call__(self, trainer):
         starts = {name: self.start.get(name, sampler.get_state()) for name, sampler in self.samplers.items()}
-        with self.model.watch() as alive:
+        with self.watch(self.model) if self.watch else contextlib.nullcontext() as alive:
             self._test(self.model, starts)
         if self.average is not None:
             self._test(self.average, starts, 'average/')
-        chainer.report({'alive/' + layer: np.mean(shares) for layer, shares in alive.items() if shares})
+        if alive is not None:
+            chainer.report({'alive/' + layer: np.mean(shares) for layer, shares in alive.shares.items() if shares})
 
     def _test(self, model, starts, prefix=''):
         for name, sampler in self.samplers.items():

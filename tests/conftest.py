@@ -1,8 +1,9 @@
-"""Puts the project on the path of its tests."""
+"""Puts the project and its tools on the path of its tests."""
 import os
 import sys
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), os.pardir))
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+sys.path[:0] = [ROOT, os.path.join(ROOT, 'tools')]
 
 
 def pytest_configure(config):

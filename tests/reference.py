@@ -1,9 +1,7 @@
 """What `functions` computes, put together from Chainer's own functions and links: slow, and plain to check."""
-import chainer_compat  # noqa: F401  (before Chainer)
-import chainer
-import chainer.functions as F
-import chainer.links as L
 import numpy as np
+
+from ops.compat import F, L, chainer
 
 
 def _apply(product, x, weights, n_dims, group, relu):

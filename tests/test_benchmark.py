@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-BENCHMARK = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmark.py')
+BENCHMARK = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, 'tools', 'benchmark.py')
 PEER = '''
 import argparse
 parser = argparse.ArgumentParser()

@@ -1,11 +1,9 @@
 """`bounds` against what the meta learner itself generates."""
-import chainer_compat  # noqa: F401  (before Chainer)
-import chainer
 import numpy as np
 import pytest
 
-import bounds
-import functions
+from ops import bounds, meta_learners
+from ops.compat import chainer
 
 SHAPES = {'mlp': [(20, 2), (20,), (20, 20), (20,), (1, 20), (1,)],
           'lstm': [(80, 2), (80,), (80, 20), (1, 20), (1,)]}
@@ -25,7 +23,7 @@ def gradients(steps, size=5000, seed=0):
 
 def generated(name, arrays, params):
     arrays = [array[0] for array in arrays] if name == 'mlp' else arrays
-    return np.concatenate([y.array.ravel() for y in getattr(functions, name)(arrays, *params)])
+    return np.concatenate([y.array.ravel() for y in getattr(meta_learners, name)(arrays, *params)])
 
 
 def is_negative(name, arrays, params):

@@ -1,16 +1,17 @@
 """The model: golden episode, meta information, memory, heads, and a network of one's own."""
 import os
+import re
 
-import chainer_compat  # noqa: F401
-import chainer
-import chainer.functions as F
 import numpy as np
 import pytest
 
 import check_golden
 import data
-
+from beyond import CentredMetaNet, LiveActivations
 from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network
+from ops import bounds, lazy
+from ops.compat import F, chainer
+from ops.lazy import made
 
 FOLDER = os.path.join(os.path.dirname(__file__), 'golden')
 GOLDEN = os.path.join(FOLDER, 'full_5way_1shot.npz')
@@ -30,7 +31,14 @@ def episode(way, shot, n_query=2, seed=0, size=28):
 
 def small_model(ways=(5,), seed=0, **settings):
     np.random.seed(seed)
-    return MetaNet(CNN(8), CNN(8, activation=None), ways, **settings)
+    kind = CentredMetaNet if 'centred' in settings else MetaNet
+    return kind(CNN(8), CNN(8, activation=None), ways, **settings)
+
+
+def fast_weights(model, name, x, y, way):
+    """What m or d makes of a support set."""
+    network, group = (model.base, 1) if name == 'm' else (model.embed, max(1, len(x) // model.n_steps))
+    return model.meta_learner(name, model.meta_information(network, x, y, way, group), network.fast_layers(way))
 
 
 @pytest.mark.parametrize('name', ['full', 'partial', 'partial_u'])
@@ -85,8 +93,14 @@ def test_meta_information_is_each_groups_own_gradient(n_support, group):
 
 
 @pytest.mark.parametrize('n_support, steps, size', [(5, 5, 1), (3, 5, 1), (12, 5, 2), (25, 5, 5), (100, 10, 10)])
-def test_group_size(n_support, steps, size):
-    assert small_model(n_steps=steps).group_size(n_support) == size
+def test_the_support_set_is_cut_into_as_many_groups_as_d_has_steps(n_support, steps, size, monkeypatch):
+    model = small_model(ways=[n_support], n_steps=steps)
+    groups = []
+    information = model.meta_information
+    monkeypatch.setattr(model, 'meta_information', lambda network, x, y, way, group: (
+        groups.append((network.name, group)) or information(network, x, y, way, group)))
+    model(*episode(n_support, 1, n_query=1)[:3])
+    assert groups == [('embed', size), ('base', 1)]
 
 
 @pytest.mark.parametrize('way, shot', [(2, 1), (3, 1), (5, 1), (5, 5), (4, 3)])
@@ -139,10 +153,10 @@ def test_more_slow_convolutions_than_there_are_are_refused(n_slow):
         CNN(4, n_slow=n_slow)
 
 
-@pytest.mark.parametrize('wrong', [{'centred': 'FC'}, {'n_steps': 0}])
+@pytest.mark.parametrize('wrong', [{'centred': 'FC'}, {'n_steps': 0}, {'ways': 5}, {'ways': [1]}])
 def test_settings_that_make_no_sense_are_refused(wrong):
     (name, value), = wrong.items()
-    with pytest.raises(ValueError, match='%s = %r: ' % (name, value)):
+    with pytest.raises(ValueError, match=re.escape(f'{name} = {value!r}: ')):
         small_model(**wrong)
 
 
@@ -160,7 +174,6 @@ def test_only_keys_go_through_a_relu_before_the_softmax_layer():
 
 def test_metanet_minus_has_no_task_level_weights():
     model = small_model(task_level=False)
-    assert model.task_fast_weights(*episode(5, 1)[:2], 5) == []
     assert not any(name.startswith('/d_') for name, _ in model.namedparams())
     model.loss(episode(5, 1)).backward()
     assert model.embed.conv1.W.grad is not None
@@ -170,8 +183,9 @@ def test_metanet_minus_has_no_task_level_weights():
 def test_centred_weights_have_no_mean_and_nothing_else_changes(kinds):
     plain, centred = small_model(), small_model(centred=kinds)
     task = episode(5, 1)
-    for fast_weights, first in (('example_fast_weights', 2), ('task_fast_weights', 1)):
-        ours, others = [[w.array for w in getattr(model, fast_weights)(*task[:2], 5)] for model in (centred, plain)]
+    for learner, first in (('m', 2), ('d', 1)):
+        ours, others = [[made(w).array for w in fast_weights(model, learner, *task[:2], 5)]
+                        for model in (centred, plain)]
         for i, (fast, other) in enumerate(zip(ours, others)):
             if i < 5 and 'conv' in kinds or i == 5 and 'fc' in kinds:  # 6 is the softmax layer
                 other = other - other.mean(axis=tuple(range(first, other.ndim)), keepdims=True)
@@ -196,17 +210,17 @@ def outcome(model, task):
 
 def outcome_with_all_made(model, task, monkeypatch):
     with monkeypatch.context() as patch:
-        for learner in (model.m_conv, model.d_conv):
-            patch.setattr(learner, 'is_negative', lambda gradients: False)
+        patch.setattr(bounds, 'is_negative', lambda *args: False)
         return outcome(model, task)
 
 
-def count_calls(monkeypatch, *learners):
-    calls = []
-    for learner in learners:
-        monkeypatch.setattr(learner, 'forward', lambda gradients, learner=learner, forward=learner.forward:
-                            calls.append(learner) or forward(gradients))
-    return calls
+def count_makings(monkeypatch):
+    """A list that gets an entry whenever deferred weights are made."""
+    makings = []
+    make = lazy.made
+    monkeypatch.setattr(lazy, 'made', lambda weights: (
+        makings.append(weights) if isinstance(weights, lazy.Deferred) else None) or make(weights))
+    return makings
 
 
 @pytest.mark.parametrize('negative_images', [False, True])
@@ -215,9 +229,10 @@ def test_negative_weights_are_made_only_where_they_matter_and_nothing_changes(ne
     if negative_images:
         task = data.Episode(task.support_x - .5, task.support_y, task.query_x - .5, task.query_y)
     model = negative_model()
-    calls = count_calls(monkeypatch, model.m_conv, model.d_conv)
+    makings = count_makings(monkeypatch)
     ours = outcome(model, task)
-    assert calls == ([model.d_conv, model.m_conv] if negative_images else [])
+    # Of each network's first convolution alone, whose input is the images: u's for keys and queries, b's once.
+    assert len(makings) == (3 if negative_images else 0)
     for array, desired in zip(ours, outcome_with_all_made(model, task, monkeypatch)):
         np.testing.assert_array_equal(array, desired)
 
@@ -226,21 +241,22 @@ def test_negative_weights_matter_without_relu(monkeypatch):
     model = negative_model()
     for network in (model.base, model.embed):
         network.conv3.activation = F.tanh
-    calls = count_calls(monkeypatch, model.m_conv, model.d_conv)
+    makings = count_makings(monkeypatch)
     ours = outcome(model, episode(5, 1))
-    assert calls == [model.d_conv, model.m_conv]
+    assert len(makings) == 6  # of conv3, and of conv4, whose input has negative numbers
     for array, desired in zip(ours, outcome_with_all_made(model, episode(5, 1), monkeypatch)):
         np.testing.assert_allclose(array, desired, rtol=1e-4, atol=1e-6 * abs(desired).max())
 
 
-def test_negative_weights_can_be_looked_at_and_count_as_shut():
+def test_negative_weights_can_be_looked_at_and_count_as_dead():
     model = negative_model()
     task = episode(5, 1)
-    with model.watch() as alive:
+    with LiveActivations(model) as alive:
         model(*task[:3])
-    assert alive['base/conv2'] == [0.0] and alive['embed/conv2'] == [0.0, 0.0]
-    for weights in (model.task_fast_weights(*task[:2], 5), model.example_fast_weights(*task[:2], 5)):
-        assert all((fast.array < -1).all() for fast in weights[:5]) and weights[0].array.shape[-4:] == (8, 3, 3, 1)
+    assert alive.shares['base/conv2'] == [0.0] and alive.shares['embed/conv2'] == [0.0, 0.0]
+    for learner in 'dm':
+        weights = [made(fast).array for fast in fast_weights(model, learner, *task[:2], 5)]
+        assert all((fast < -1).all() for fast in weights[:5]) and weights[0].shape[-4:] == (8, 3, 3, 1)
 
 
 def test_centred_filters_are_never_taken_for_negative():
@@ -319,12 +335,13 @@ def test_initialize_uniform_leaves_batch_normalisation_alone():
     assert abs(model.base.conv1.W.array).max() < 0.1
 
 
-def test_watch_counts_live_fast_activations():
+def test_live_fast_activations_are_counted():
     model = small_model()
     for param in model.m_conv.l3.params():
         param.array[...] = 0
-    with model.watch() as alive:
+    with LiveActivations(model) as alive:
         model(*episode(5, 1)[:3])
+    alive = alive.shares
     assert alive['base/conv1'] == [0.0] and {'base/fc1', 'embed/conv1'} < set(alive)
     assert not {'embed/fc1', 'base/softmax5'} & set(alive)  # without an activation all passes
     assert len(alive['embed/conv1']) == 2 and 0 < alive['embed/conv1'][0] <= 1
@@ -385,7 +402,7 @@ def test_an_adaptable_layer_of_ones_own_learns():
     model = MetaNet(Mine(), Mine(), ways=[3])
     optimizer = chainer.optimizers.Adam(3e-3).setup(model)
     task = episode(3, 2, size=8)
-    first, second = model.example_fast_weights(task.support_x, task.support_y, 3)
+    first, second = fast_weights(model, 'm', task.support_x, task.support_y, 3)
     assert first.shape == (6, 4, 2, 16) and second.shape == (6, 3, 8)
     losses = []
     for _ in range(30):

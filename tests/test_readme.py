@@ -4,12 +4,11 @@ import re
 import subprocess
 import sys
 
-import chainer_compat  # noqa: F401
-import chainer
 import numpy as np
 import pytest
 
 import data
+from ops.compat import chainer
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 

@@ -7,9 +7,6 @@ import signal
 import subprocess
 import sys
 
-import chainer_compat  # noqa: F401
-import chainer
-import chainer.functions as F
 import numpy as np
 import pytest
 
@@ -18,6 +15,7 @@ import data
 import train_omniglot
 import training
 from metanet import CNN, MetaNet
+from ops.compat import F, chainer
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 CLASSES = data.synthetic_strokes(12, seed=1)
@@ -48,7 +46,7 @@ def run(out, n_epoch, stop_at=-1, **changes):
     average = beyond.Average(model, 0.9)
     sampler = StopAt(stop_at, CLASSES, 3, 1, 2, rotate=True, seed=0)
     tasks = [training.Tasks(model, {'test/3-way': data.EpisodeSampler(CLASSES, 3, 1, 2, seed=1)}, 2,
-                            average=average.model)]
+                            average=average.model, watch=beyond.LiveActivations)]
     tasks += training.decay(optimizer, settings)
     training.train(model, optimizer, sampler, tasks, settings, average)
     model.average = average.model  # not a child: for the tests to look at

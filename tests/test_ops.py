@@ -1,17 +1,14 @@
-"""`functions` against Chainer's own functions (`reference`), numerical gradients and values worked out by hand."""
+"""`ops` against Chainer's own ops (`reference`), numerical gradients and values worked out by hand."""
 import functools
 
-import chainer_compat  # noqa: F401  (before Chainer)
-import chainer
 import numpy as np
 import pytest
 import reference
 import threadpoolctl
-from chainer import gradient_check
-from chainer.backends import cuda
-from chainer.utils.type_check import InvalidType
 
-import functions
+import ops
+import ops.blocks
+from ops.compat import chainer, cuda, gradient_check, type_check
 
 
 def draw(*shape, seed=0, dtype=np.float64, scale=1):
@@ -77,7 +74,7 @@ def test_products(name, case, relu):
     shapes, group = (CONVOLUTIONS if name == 'convolution' else LINEARS)[case]
     options = dict(group=group, relu=relu)
     arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
-    function, expected = products(functions, name, **options), products(reference, name, **options)
+    function, expected = products(ops, name, **options), products(reference, name, **options)
     assert_same(function, expected, arrays)
     assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
 
@@ -88,7 +85,7 @@ def test_pooled_convolutions(case, relu):
     shapes, group = CONVOLUTIONS[case]
     options = dict(group=group, relu=relu, pool=True)
     arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
-    function, expected = products(functions, 'convolution', **options), products(reference, 'convolution', **options)
+    function, expected = products(ops, 'convolution', **options), products(reference, 'convolution', **options)
     assert_same(function, expected, arrays)
     # Of equals, here of the ReLUs' zeros, the same one takes the gradient, and each weight by its own ReLU.
     arrays[0] = np.round(arrays[0])
@@ -100,7 +97,7 @@ def test_pooled_convolutions(case, relu):
 @pytest.mark.parametrize('relu', [False, True])
 def test_products_numerically(name, shapes, relu):
     arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
-    function = products(functions, name, group=3, relu=relu)
+    function = products(ops, name, group=3, relu=relu)
     gy = draw(*function(*arrays).shape)
     gradient_check.check_backward(function, arrays, gy, dtype=np.float64, atol=1e-6, rtol=1e-5, eps=1e-6)
 
@@ -110,7 +107,7 @@ def test_products_numerically(name, shapes, relu):
 def test_products_of_views(name, shapes):
     """Neither inputs nor the gradient of the output need be contiguous."""
     arrays = [draw(*shape[::-1]).T for shape in shapes]
-    function, expected = products(functions, name, group=2), products(reference, name, group=2)
+    function, expected = products(ops, name, group=2), products(reference, name, group=2)
     transpose = chainer.functions.transpose
     assert_same(lambda *a: transpose(function(*a)), lambda *a: transpose(expected(*a)), arrays)
 
@@ -123,7 +120,7 @@ def test_products_with_shut_relus(name, shapes, shut):
     arrays = [abs(draw(*shape, seed=i)) for i, shape in enumerate(shapes)]
     arrays[shut] *= -1
     options = dict(group=2, relu=True)
-    function = products(functions, name, **options)
+    function = products(ops, name, **options)
     assert_same(function, products(reference, name, **options), arrays)
     assert not results(function, arrays)[1 + shut].any()
 
@@ -137,14 +134,14 @@ def test_negative_weights_alone_shut_nothing(name, shapes, relu, negative_input)
     if negative_input:
         arrays[0][0] *= -1
     options = dict(group=2, relu=relu)
-    function = products(functions, name, **options)
+    function = products(ops, name, **options)
     assert_same(function, products(reference, name, **options), arrays)
     assert results(function, arrays)[3].any()
 
 
 def test_products_skip_what_needs_no_gradient():
     x, weight = draw(4, 2, 3, 3), chainer.Variable(draw(4, 3, 3, 2))
-    y = functions.convolution(x, [weight, draw(4, 4, 3, 3, 2)], relu=True)
+    y = ops.convolution(x, [weight, draw(4, 4, 3, 3, 2)], relu=True)
     y.grad = draw(*y.shape)
     y.backward()
     assert weight.grad is not None
@@ -159,24 +156,24 @@ def test_products_skip_what_needs_no_gradient():
     ('linear', [(4, 2), (3, 4, 2)]),
     ('linear', [(4, 2, 1), (4, 2)])])
 def test_products_refuse_shapes(name, shapes):
-    with pytest.raises(InvalidType):
-        products(functions, name, group=2)(*(draw(*shape) for shape in shapes))
+    with pytest.raises(type_check.InvalidType):
+        products(ops, name, group=2)(*(draw(*shape) for shape in shapes))
 
 
 def test_dtypes_are_refused():
     x, weight = draw(4, 2, 3, 3), draw(4, 3, 3, 2)
     parameters = [draw(*shape) for shape in MLP]
-    for call in (lambda: functions.convolution(x, [weight.astype(np.float32)]),
-                 lambda: functions.convolution(x.astype(int), [weight.astype(int)]),
-                 lambda: functions.linear(x[0, 0], [weight[0, 0].astype(np.float32)]),
-                 lambda: functions.max_pooling(x.astype(int)),
-                 lambda: functions.max_pooling(x[0]),
-                 lambda: functions.mixture(draw(3, 2), [draw(2, 4).astype(np.float32)]),
-                 lambda: functions.mixture(draw(3, 2), [draw(3, 4)]),
-                 lambda: functions.mlp([draw(5).astype(np.float32)], *parameters),
-                 lambda: functions.mlp([draw(5), draw(5).astype(np.float32)], *parameters),
-                 lambda: functions.lstm([draw(2, 5).astype(np.float32)], *(draw(*shape) for shape in LSTM))):
-        with pytest.raises(InvalidType):
+    for call in (lambda: ops.convolution(x, [weight.astype(np.float32)]),
+                 lambda: ops.convolution(x.astype(int), [weight.astype(int)]),
+                 lambda: ops.linear(x[0, 0], [weight[0, 0].astype(np.float32)]),
+                 lambda: ops.max_pooling(x.astype(int)),
+                 lambda: ops.max_pooling(x[0]),
+                 lambda: ops.mixture(draw(3, 2), [draw(2, 4).astype(np.float32)]),
+                 lambda: ops.mixture(draw(3, 2), [draw(3, 4)]),
+                 lambda: ops.mlp([draw(5).astype(np.float32)], *parameters),
+                 lambda: ops.mlp([draw(5), draw(5).astype(np.float32)], *parameters),
+                 lambda: ops.lstm([draw(2, 5).astype(np.float32)], *(draw(*shape) for shape in LSTM))):
+        with pytest.raises(type_check.InvalidType):
             call()
 
 
@@ -184,19 +181,19 @@ def test_dtypes_are_refused():
 @pytest.mark.parametrize('dtype', [np.float64, np.float32])
 def test_max_pooling(side, dtype):
     x = draw(50, 16, *side, dtype=dtype)
-    assert_same(functions.max_pooling, reference.max_pooling, [x], 0)
-    assert_same(functions.max_pooling, reference.max_pooling, [x.transpose(1, 0, 3, 2)], 0)
+    assert_same(ops.max_pooling, reference.max_pooling, [x], 0)
+    assert_same(ops.max_pooling, reference.max_pooling, [x.transpose(1, 0, 3, 2)], 0)
 
 
 @pytest.mark.parametrize('side', [(7, 7), (3, 4), (4, 4)])
 def test_max_pooling_of_ties(side):
     x = np.random.RandomState(0).randint(0, 2, (5, 3) + side).astype(np.float64)
-    assert_same(functions.max_pooling, reference.max_pooling, [x], 0)
+    assert_same(ops.max_pooling, reference.max_pooling, [x], 0)
 
 
 def test_max_pooling_by_hand():
     x = chainer.Variable(np.array([[[[1, 3, 5], [3, 3, 5], [7, 2, -1]]]], np.float32))
-    y = functions.max_pooling(x)
+    y = ops.max_pooling(x)
     assert y.array.tolist() == [[[[3, 5], [7, -1]]]]
     y.grad = np.array([[[[1, 2], [3, 4]]]], np.float32)
     y.backward()
@@ -205,7 +202,7 @@ def test_max_pooling_by_hand():
 
 def test_max_pooling_numerically():
     x = np.random.RandomState(0).permutation(2 * 3 * 7 * 3).reshape(2, 3, 7, 3) / 10
-    gradient_check.check_backward(functions.max_pooling, x, draw(2, 3, 4, 2), dtype=np.float64)
+    gradient_check.check_backward(ops.max_pooling, x, draw(2, 3, 4, 2), dtype=np.float64)
 
 
 def normalized(module, train, averages):
@@ -229,9 +226,9 @@ def normalized(module, train, averages):
 def test_normalized_relu(shape, train):
     averages = {}
     arrays = [3 + 2 * draw(*shape), draw(shape[1], seed=1), draw(shape[1], seed=2)]
-    function, expected = (normalized(module, train, averages) for module in (functions, reference))
+    function, expected = (normalized(module, train, averages) for module in (ops, reference))
     assert_same(function, expected, arrays)
-    for ours, chainers in zip(averages['functions'], averages['reference']):
+    for ours, chainers in zip(averages['ops'], averages['reference']):
         np.testing.assert_allclose(ours, chainers, rtol=1e-12)
     assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
 
@@ -239,7 +236,7 @@ def test_normalized_relu(shape, train):
 @pytest.mark.parametrize('train', [True, False])
 def test_normalized_relu_numerically(train):
     arrays = [draw(3, 2, 4, 3), 1 + abs(draw(2)), draw(2, seed=1)]
-    gradient_check.check_backward(normalized(functions, train, {}), arrays, draw(3, 2, 4, 3, seed=2), dtype=np.float64,
+    gradient_check.check_backward(normalized(ops, train, {}), arrays, draw(3, 2, 4, 3, seed=2), dtype=np.float64,
                                   atol=1e-6, rtol=1e-5, eps=1e-6)
 
 
@@ -248,7 +245,7 @@ def test_normalized_relu_numerically(train):
 def test_mixture(shapes):
     arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
     function, expected = (lambda weights, *values, module=module: module.mixture(weights, values)
-                          for module in (functions, reference))
+                          for module in (ops, reference))
     assert_same(function, expected, arrays)
     assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
 
@@ -261,25 +258,25 @@ def test_normalized_convolution_without_backward_pass(n, c, o, side):
         array[...] = draw(o, seed=i)
     bn.avg_var[...] = draw(o) ** 2
     with chainer.using_config('train', False):
-        expected = functions.normalized_convolution(x, chainer.Variable(weight), bn).array
+        expected = ops.normalized_convolution(x, chainer.Variable(weight), bn).array
         assert expected.shape == (n, o, -(-side // 2), -(-side // 2)) and (expected > 0).any()
         with chainer.no_backprop_mode():
-            np.testing.assert_allclose(functions.normalized_convolution(x, weight, bn).array, expected, atol=1e-5)
+            np.testing.assert_allclose(ops.normalized_convolution(x, weight, bn).array, expected, atol=1e-5)
 
 
 def test_mixture_numerically():
     arrays = [draw(3, 2), draw(2, 4), draw(2, 3, 2)]
-    gradient_check.check_backward(lambda weights, *values: tuple(functions.mixture(weights, values)), arrays,
+    gradient_check.check_backward(lambda weights, *values: tuple(ops.mixture(weights, values)), arrays,
                                   (draw(3, 4), draw(3, 3, 2)), dtype=np.float64)
 
 
 def test_preprocess_by_hand():
     # log|g| / 7 from e^-7 on, -1 below; g e^7 up to e^-7, the sign above.
     gradient = np.array([np.exp(-3.5), -np.exp(-7), np.exp(-8), 0, -1, np.exp(7)])
-    magnitude, sign = functions.preprocess(gradient)
+    magnitude, sign = ops.preprocess(gradient)
     np.testing.assert_allclose(magnitude, [-.5, -1, -1, -1, 0, 1], atol=2e-5)
     np.testing.assert_allclose(sign, [1, -1, np.exp(-1), 0, -1, 1], atol=1e-12)
-    assert all(channel.dtype == np.float32 for channel in functions.preprocess(gradient.astype(np.float32)))
+    assert all(channel.dtype == np.float32 for channel in ops.preprocess(gradient.astype(np.float32)))
 
 
 # One coordinate; several arrays; more coordinates than a chunk, and than a block, with a short rest.
@@ -290,14 +287,14 @@ def test_meta_learners(name, shapes):
     gradients = [draw(*shape, seed=i, scale=.01) for i, shape in enumerate(shapes)]
     gradients[0].flat[::3] = 0
     parameters = [draw(*shape, seed=i) for i, shape in enumerate(dict(mlp=MLP, lstm=LSTM)[name])]
-    assert_same(sequences(functions, name, gradients), sequences(reference, name, gradients), parameters)
+    assert_same(sequences(ops, name, gradients), sequences(reference, name, gradients), parameters)
     gradients, parameters = ([array.astype(np.float32) for array in arrays] for arrays in (gradients, parameters))
-    assert_same(sequences(functions, name, gradients), sequences(reference, name, gradients), parameters, 1e-4)
+    assert_same(sequences(ops, name, gradients), sequences(reference, name, gradients), parameters, 1e-4)
 
 
 @pytest.mark.parametrize('name, shape', [('mlp', (2, 5)), ('lstm', (4, 5))])
 def test_meta_learners_numerically(name, shape):
-    function = sequences(functions, name, [draw(*shape, scale=.01)])
+    function = sequences(ops, name, [draw(*shape, scale=.01)])
     parameters = [draw(*shape, seed=i) for i, shape in enumerate(dict(mlp=MLP, lstm=LSTM)[name])]
     y, = function(*parameters)
     gradient_check.check_backward(lambda *parameters: function(*parameters)[0], parameters, draw(*y.shape),
@@ -314,18 +311,18 @@ def test_meta_learners_where_some_outputs_are_unused(name, shape):
         return chainer.functions.flatten(y)[:100]
 
     parameters = [draw(*shape, seed=i) for i, shape in enumerate(dict(mlp=MLP, lstm=LSTM)[name])]
-    assert_same(functools.partial(half, functions), functools.partial(half, reference), parameters)
+    assert_same(functools.partial(half, ops), functools.partial(half, reference), parameters)
 
 
 CALLS = {
-    'convolution': (products(functions, 'convolution', relu=True), CONVOLUTIONS['many blocks'][0]),
-    'pooled': (products(functions, 'convolution', relu=True, pool=True), CONVOLUTIONS['many blocks'][0]),
-    'linear': (products(functions, 'linear', relu=True), LINEARS['many blocks'][0]),
-    'max_pooling': (functions.max_pooling, [(50, 16, 28, 28)]),
-    'mixture': (lambda weights, *values: functions.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
-    'normalized_relu': (normalized(functions, True, {}), [(50, 16, 28, 28), (16,), (16,)]),
-    'mlp': (sequences(functions, 'mlp', [draw(2, 50000, dtype=np.float32)]), MLP),
-    'lstm': (sequences(functions, 'lstm', [draw(3, 20000, dtype=np.float32)]), LSTM),
+    'convolution': (products(ops, 'convolution', relu=True), CONVOLUTIONS['many blocks'][0]),
+    'pooled': (products(ops, 'convolution', relu=True, pool=True), CONVOLUTIONS['many blocks'][0]),
+    'linear': (products(ops, 'linear', relu=True), LINEARS['many blocks'][0]),
+    'max_pooling': (ops.max_pooling, [(50, 16, 28, 28)]),
+    'mixture': (lambda weights, *values: ops.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
+    'normalized_relu': (normalized(ops, True, {}), [(50, 16, 28, 28), (16,), (16,)]),
+    'mlp': (sequences(ops, 'mlp', [draw(2, 50000, dtype=np.float32)]), MLP),
+    'lstm': (sequences(ops, 'lstm', [draw(3, 20000, dtype=np.float32)]), LSTM),
 }
 
 
@@ -334,9 +331,9 @@ def test_threads_change_nothing(name, monkeypatch):
     """Bit for bit."""
     function, shapes = CALLS[name]
     arrays = [draw(*shape, seed=i, dtype=np.float32) for i, shape in enumerate(shapes)]
-    monkeypatch.setattr(functions, 'THREADS', 1)
+    monkeypatch.setattr(ops.blocks, 'THREADS', 1)
     alone = results(function, arrays)
-    monkeypatch.setattr(functions, 'THREADS', 4)
+    monkeypatch.setattr(ops.blocks, 'THREADS', 4)
     for _ in range(3):
         for a, b in zip(alone, results(function, arrays)):
             np.testing.assert_array_equal(a, b)
@@ -352,7 +349,7 @@ def test_blas_threads_are_restored():
         results(function, [draw(*shape) for shape in shapes])
         assert blas() == before
         with pytest.raises(ZeroDivisionError):
-            functions._in_parts(lambda blocks: 1 / 0, [(0, 1), (1, 2)], np)
+            ops.blocks.in_parts(lambda blocks: 1 / 0, [(0, 1), (1, 2)], np)
         assert blas() == before
 
 
@@ -365,7 +362,7 @@ def test_gpu(name):
 
         def function(*parameters):
             xp = cuda.get_array_module(parameters[0].array)
-            return getattr(functions, name)([xp.asarray(gradient)], *parameters)
+            return getattr(ops, name)([xp.asarray(gradient)], *parameters)
 
     arrays = [draw(*shape, seed=i, dtype=np.float32) for i, shape in enumerate(shapes)]
 

@@ -1,4 +1,6 @@
-"""Lets Chainer 7.8.1, its last release, import on today's NumPy, Python and CuPy: import this module before Chainer.
+"""Chainer 7.8.1, its last release, made to import on today's NumPy and Python: take it from here.
+
+    from ops.compat import F, L, chainer
 
 Each patch puts back one name that Chainer looks up and its dependency has since removed. Where the original is still
 there, nothing is touched.
@@ -34,15 +36,15 @@ with warnings.catch_warnings():
         if not hasattr(numpy, 'distutils'):
             numpy.distutils = _distutils
 
-# CuPy 14.0 lost the name cupy.cuda.cublas, and Chainer then takes CUDA for missing.
-try:
-    import cupy.cuda
-    if not hasattr(cupy.cuda, 'cublas'):
-        from cupy_backends.cuda.libs import cublas
-        cupy.cuda.cublas = cublas
-        sys.modules.setdefault('cupy.cuda.cublas', cublas)
-except ImportError:
-    pass  # no CuPy, or no CUDA behind it: Chainer runs on the CPU, and says why when asked for a GPU
-
 # Chainer checks its optional dependencies through pkg_resources, which warns of its own age at every start.
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
+
+import chainer  # noqa: E402  (after the patches)
+import chainer.functions as F  # noqa: E402
+import chainer.links as L  # noqa: E402
+from chainer import gradient_check, training  # noqa: E402
+from chainer.backends import cuda  # noqa: E402
+from chainer.training import extensions  # noqa: E402
+from chainer.utils import type_check  # noqa: E402
+
+__all__ = ['F', 'L', 'chainer', 'cuda', 'extensions', 'gradient_check', 'training', 'type_check']

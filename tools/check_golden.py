@@ -1,6 +1,6 @@
 """Compares MetaNet with an episode computed by the authors' own code.
 
-    python tests/check_golden.py FILE.npz ...
+    python tools/check_golden.py FILE.npz ...
 
 A file with grad/ entries is a training episode, one without is a test episode; any way and shot will do. Prints the
 worst relative error of each kind, each array's on the scale of its largest entry, and exits with 1 where one is past
@@ -18,12 +18,10 @@ from unittest import mock
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
-import chainer_compat  # noqa: E402, F401
-import chainer  # noqa: E402
-import chainer.functions as F  # noqa: E402
 import numpy as np  # noqa: E402
 
 import metanet  # noqa: E402
+from ops.compat import F, chainer  # noqa: E402
 
 TOLERANCE = 1e-3
 

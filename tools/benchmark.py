@@ -1,9 +1,9 @@
 """Times one training and one test episode of MetaNet on invented images, part by part.
 
-    python tests/benchmark.py
-    python tests/benchmark.py --way 20 --query 5
-    python tests/benchmark.py --model "partial, u"      # of mini-ImageNet; or partial
-    PEER_PYTHON=/path/to/python python tests/benchmark.py --peer FILE.py     # in turn with another implementation
+    python tools/benchmark.py
+    python tools/benchmark.py --way 20 --query 5
+    python tools/benchmark.py --model "partial, u"      # of mini-ImageNet; or partial
+    PEER_PYTHON=/path/to/python python tools/benchmark.py --peer FILE.py     # in turn with another implementation
 
 Omniglot's model is timed twice: with initial weights, and with those of `assets/omniglot_5way.npz`. The latter is how
 it is from some dozens of training episodes on: all fast weights of convolutions are negative, which is shown before
@@ -27,15 +27,16 @@ from unittest import mock
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
 
-import chainer_compat  # noqa: E402, F401
-import chainer  # noqa: E402
 import numpy as np  # noqa: E402
 
-import functions  # noqa: E402
 import metanet  # noqa: E402
 import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
 from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
+from ops.blocks import THREADS  # noqa: E402
+from ops.compat import chainer  # noqa: E402
+from ops.lazy import Deferred  # noqa: E402
+from ops.normalization import NormalizedConvolution2D  # noqa: E402
 
 MODELS = {'full': {'channels': 1, 'size': 28, 'query': 10}, 'partial': {'channels': 3, 'size': 84, 'query': 15},
           'partial, u': {'channels': 3, 'size': 84, 'query': 15}}
@@ -83,9 +84,9 @@ def per_example(network, side):
     """
     products, weights = ({'slow': 0, 'conv': 0, 'fc': 0} for _ in range(2))
     for link in network.links():
-        if isinstance(link, (metanet.FastLayer, metanet.NormalizedConvolution2D, chainer.links.Linear)) and not (
+        if isinstance(link, (metanet.FastLayer, NormalizedConvolution2D, chainer.links.Linear)) and not (
                 isinstance(link, metanet.SoftmaxLayer)):
-            kind = 'slow' if not isinstance(link, metanet.FastLayer) else 'conv' if link.W.ndim == 4 else 'fc'
+            kind = 'slow' if not isinstance(link, metanet.FastLayer) else link.kind
             products[kind] += link.W.size * (side ** 2 if link.W.ndim == 4 else 1)
             weights[kind] += link.W.size
             if link.W.ndim == 4:
@@ -96,7 +97,7 @@ def per_example(network, side):
 def multiply_adds(args, model, unmade):
     """Of the products in each part's forward pass; `unmade` tells which of 'd' and 'm' leave out convolutions."""
     support, queries = args.way * args.shot, args.way * args.query
-    steps = -(-support // model.group_size(support))
+    steps = -(-support // max(1, support // model.n_steps))
     lstm, mlp = steps * 4 * 20 * (2 + 20) + 20, 2 * 20 + 20 * 20 + 20
     parts = {}
     for part, network, learner, examples in (('embed', model.embed, 'd', support + queries),
@@ -151,9 +152,9 @@ def run(args, weights):
     unmade = {}
     meta_learner = clock.timed(model.meta_learner, lambda name, *_: name)
 
-    def watched(name, gradients):
-        generated = meta_learner(name, gradients)
-        unmade[name] = any(isinstance(weights, metanet.NegativeWeights) for weights in generated)
+    def watched(name, gradients, layers):
+        generated = meta_learner(name, gradients, layers)
+        unmade[name] = any(isinstance(weights, Deferred) for weights in generated)
         return generated
 
     model.meta_learner = watched
@@ -251,7 +252,7 @@ def main():
     args = parser.parse_args()
     args.query = args.query or MODELS[args.model]['query']
     print('%s model, %d-way %d-shot, %d query images a class, %d episodes; a matrix product of the CPU: %.0f GFLOP/s; '
-          '%d threads' % (args.model, args.way, args.shot, args.query, args.repeats, product_rate(), functions.THREADS))
+          '%d threads' % (args.model, args.way, args.shot, args.query, args.repeats, product_rate(), THREADS))
     ours = {}
     for weights in ('initial', 'trained') if args.model == 'full' else ('initial',):
         model, unmade, times = run(args, weights)

@@ -1,21 +1,18 @@
-"""Bounds on what the meta learner generates: they tell, before fast weights are made, when these make no difference.
+"""Bounds on what the meta learner generates: they prove, before fast weights are made, that all are negative.
 
-Fast weights that are all negative yield no positive product with inputs that aren't negative, as those of a layer after
-a ReLU; the ReLU after it lets nothing through, and neither the loss nor any gradient depends on them. With the paper's
-model this is how the convolutions are from some dozens of training episodes on. `is_negative` shows it from the meta
-learner's parameters, for whatever gradients there are up to the largest, in a small part of the time that making the
-fast weights takes.
+With the paper's model this is how the convolutions' fast weights are from some dozens of training episodes on; `lazy`
+says why it matters. `is_negative` shows it from the meta learner's parameters, for whatever gradients there are up to
+the largest, in a small part of the time that making the fast weights takes.
 
 A preprocessed gradient is a point of a curve, although it has two channels: its sign channel is -1 or 1 wherever its
 magnitude channel is above -1. Position p on that curve is magnitude max(|p|, 1) - 2 and sign clip(p, -1, 1). Sequences
 of gradients are put into boxes, an interval of positions for each step, and boxes are followed through the network by
 affine arithmetic (de Figueiredo & Stolfi 2004).
 """
-import chainer_compat  # noqa: F401  (before Chainer)
 import numpy
-from chainer.backends import cuda
 
-from functions import preprocess
+from ops.compat import cuda
+from ops.preprocessing import preprocess
 
 # What rounding may do to a sum of products, relative to its terms, and to other numbers: generously.
 ROUNDING = 1e-5
@@ -32,7 +29,7 @@ def is_negative(follow, gradients, *parameters):
     Args:
         follow: `mlp` or `lstm`.
         gradients: sequence of float arrays (t, ...), time first; of `mlp`, t is 1.
-        parameters: as of the function of the same name in `functions`, but variables.
+        parameters: as of the function of the same name in `meta_learners`, variables.
 
     Returns:
         True if they are, False if they may not be; always False for a sequence of 8 or more gradients, which would
@@ -149,7 +146,7 @@ def mlp(inputs, W1, b1, W2, b2, W3, b3):
 
     Args:
         inputs: list of a single `Enclosure`.
-        W1, b1, W2, b2, W3, b3: arrays as in `functions.mlp`.
+        W1, b1, W2, b2, W3, b3: arrays as in `meta_learners.mlp`.
 
     Returns:
         `Enclosure`: of one unit.
@@ -163,7 +160,7 @@ def lstm(inputs, W, b, V, W_out, b_out):
 
     Args:
         inputs: list of `Enclosure`, one for each step.
-        W, b, V, W_out, b_out: arrays as in `functions.lstm`.
+        W, b, V, W_out, b_out: arrays as in `meta_learners.lstm`.
 
     Returns:
         `Enclosure`: of one unit; from combination to combination the first step's interval changes fastest.
@@ -175,10 +172,10 @@ def lstm(inputs, W, b, V, W_out, b_out):
     for gradient in inputs:
         # Each combination so far goes on with each interval.
         count = hidden.centre.shape[1]
-        given = gradient.affine(W, b).map(lambda x: x.repeat(count, axis=-2))
+        given = gradient.affine(W, b).map(lambda x, count=count: x.repeat(count, axis=-2))
         past, cell = (x.map(lambda x: numpy.tile(x, (intervals, 1))) for x in (hidden.affine(V, 0 * b), cell))
         gates = (given + past).map(lambda x: x.reshape(x.shape[:-3] + (units, 4) + x.shape[-2:]))
-        a, i, f, o = (gates.map(lambda x: x[..., gate, :, :]) for gate in range(4))
+        a, i, f, o = (gates.map(lambda x, gate=gate: x[..., gate, :, :]) for gate in range(4))
         cell = a.tanh() * i.sigmoid() + f.sigmoid() * cell
         hidden = cell.tanh() * o.sigmoid()
     return hidden.affine(W_out, b_out)

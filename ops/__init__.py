@@ -1,0 +1,21 @@
+"""The differentiable functions that MetaNet spends its time in, on NumPy and on CuPy alike.
+
+`augmented` has layer augmentation (section 3.3 of the paper) as one primitive: a sum of products of the same input,
+each with weights of its own, shared by all examples or one per group of examples. Run forwards with fast weights per
+query it is the augmented layer; run backwards with a copy of the slow weights per support example it gives the meta
+information.
+`meta_learners` has the meta learner's two coordinate-wise networks, `memory` the reading of the memory, `pooling` and
+`normalization` what stands between convolutions. `lazy` and `bounds` are about fast weights that need not be made.
+
+Nothing here can be differentiated twice: the paper's meta information is a constant (first order). Every module takes
+Chainer from `compat`.
+"""
+from ops.augmented import convolution, linear
+from ops.memory import mixture
+from ops.meta_learners import lstm, mlp
+from ops.normalization import NormalizedConvolution2D, normalized_convolution, normalized_relu
+from ops.pooling import max_pooling
+from ops.preprocessing import preprocess
+
+__all__ = ['NormalizedConvolution2D', 'convolution', 'linear', 'lstm', 'max_pooling', 'mixture', 'mlp',
+           'normalized_convolution', 'normalized_relu', 'preprocess']

@@ -1,0 +1,97 @@
+"""What a user may hand to a model: anything else is refused in words, before it can be wrong silently."""
+import numpy
+
+from ops.compat import chainer, cuda
+
+# Images are meant to be in [0, 1], perhaps normalised; beyond this they are surely still in 0 to 255.
+LARGEST = 20
+
+
+def check_episode(support_x, support_y, query_x, dtype):
+    """Refuses a support set and query examples that do not make an episode.
+
+    Args:
+        support_x, query_x: float32, or for tokens int32 or int64, (n_support, ...) and (n_query, ...).
+        support_y: int32 (n_support,), labels 0 to N - 1, each as often as the others.
+        dtype: what float examples must have, the model's own.
+
+    Returns:
+        N, the number of classes.
+
+    Raises:
+        ValueError: names the array, its shape and dtype, and what it should be.
+    """
+    for name, x in ('support_x', support_x), ('query_x', query_x):
+        tokens = _is_array(x) and x.dtype.kind == 'i' and x.dtype.itemsize >= 4
+        if not tokens and not (_is_array(x) and x.dtype == dtype):
+            raise ValueError(f'{name} is {_words(x)}: give a {dtype} array of (n, ...), images divided by 255, or an '
+                             'int32 array of tokens')
+        if x.ndim < 2 or len(x) == 0:
+            raise ValueError(f'{name} is {_words(x)}: give (n, ...), at least one example, as in images[None] for one')
+        if isinstance(x, numpy.ndarray) and not tokens and not numpy.isfinite(x).all():
+            raise ValueError(f'{name} has entries that are NaN or infinite: remove those examples')
+    if support_x.shape[1:] != query_x.shape[1:] or support_x.dtype != query_x.dtype:
+        raise ValueError(f'support_x is {_words(support_x)}, query_x {_words(query_x)}: give both the same '
+                         'shape but for n, and the same dtype')
+    if not _is_array(support_y) or support_y.dtype.kind != 'i' or support_y.shape != (len(support_x),):
+        raise ValueError(f'support_y is {_words(support_y)}: give an int32 array of ({len(support_x)},), a label for '
+                         'each support example')
+    labels = cuda.to_cpu(support_y)
+    if labels.min() < 0 or labels.max() >= len(labels):
+        raise ValueError(f'support_y reaches from {labels.min()} to {labels.max()} for {len(labels)} support examples: '
+                         'number the classes 0 to N - 1')
+    counts = numpy.bincount(labels)
+    if counts.min() != counts.max():
+        raise ValueError('support_y has ' + ', '.join(f'{n} of class {i}' for i, n in enumerate(counts)) + ': give the '
+                         'same number of examples for each class, 0 to N - 1; otherwise the largest class wins')
+    if len(counts) < 2:
+        raise ValueError('support_y names one class: give examples of two or more')
+    return len(counts)
+
+
+def check_meta_information(gradients, shapes):
+    """Refuses meta information that is not one array (n_groups, ...) for each layer's shape.
+
+    Raises:
+        ValueError: names both lists of shapes.
+    """
+    found = [tuple(gradient.shape[1:]) for gradient in gradients]
+    if found != list(shapes):
+        raise ValueError(f'meta_information returned arrays (n_groups, ...) of {found} for layers of {list(shapes)}: '
+                         'return one number for each slow weight of each of fast_layers(way), in their order')
+
+
+def check_images(x, shape):
+    """Refuses a batch that is not images of a shape, (channels, height, width), in about [0, 1].
+
+    Raises:
+        ValueError: names shape, dtype or range, and what they should be.
+    """
+    array = chainer.as_variable(x).array
+    wanted = f'give float32 (n, {", ".join(map(str, shape))}), channels first, in [0, 1]'
+    if array.dtype.kind != 'f' or array.shape[1:] != tuple(shape):
+        raise ValueError(f'the images are {_words(array)}: {wanted}')
+    if isinstance(array, numpy.ndarray) and array.size and abs(array).max() > LARGEST:
+        raise ValueError(f'the images reach from {array.min():g} to {array.max():g}: {wanted}; divide by 255')
+
+
+def check_vectors(x, size):
+    """Refuses a batch that is not float32 (n, size).
+
+    Raises:
+        ValueError: names shape and dtype, and what they should be.
+    """
+    if x.ndim != 2 or x.shape[1] != size:
+        raise ValueError(f'a fully connected layer of {size} inputs got {_words(x)}: give it (n, {size}); of a '
+                         'sequence (n, t, d) take the mean or the last step first, or flatten it')
+
+
+def _is_array(x):
+    return isinstance(x, (numpy.ndarray, cuda.ndarray))
+
+
+def _words(x):
+    """What x is, for a message."""
+    if hasattr(x, 'dtype') and hasattr(x, 'shape'):
+        return f'{x.dtype} of {tuple(x.shape)}'
+    return f'a {type(x).__name__}'

@@ -1,0 +1,67 @@
+"""Fast weights that are not made until they make a difference.
+
+Fast weights that are all negative yield no positive product with inputs that are not. A ReLU lets nothing of that
+through, and neither the loss nor any gradient depends on them. Where `bounds` proves that a layer's fast weights are
+all negative, `mlp` and `lstm` of `meta_learners` return them *deferred*: a promise to make them. `needed` decides, for
+a layer, whether the promise is called in.
+"""
+from ops.compat import F, chainer
+
+
+class Deferred:
+    """Fast weights of which it is proven that all are negative, not made yet.
+
+    Args:
+        make: function without arguments that returns them, a variable.
+    """
+
+    def __init__(self, make):
+        self.make = make
+
+
+def defer(make, count):
+    """A list of `count` deferred variables; `make` returns a list of as many, and is called once, if at all."""
+    made = []
+
+    def get(i):
+        if not made:
+            made.extend(make())
+        return made[i]
+
+    return [Deferred(lambda i=i: get(i)) for i in range(count)]
+
+
+def made(weights):
+    """Fast weights as a variable, deferred or not."""
+    return weights.make() if isinstance(weights, Deferred) else weights
+
+
+def needed(weights, x, activation):
+    """A layer's fast weights, made if need be; None if their products certainly come to nothing.
+
+    Args:
+        weights: variable or `Deferred`.
+        x: the layer's input.
+        activation: what their product with x goes through; None for nothing.
+    """
+    if isinstance(weights, Deferred) and activation is F.relu and chainer.as_variable(x).array.min() >= 0:
+        return None
+    return made(weights)
+
+
+def map_apart(function, values):
+    """Applies a function from lists to lists as long to the values made already, and defers it on the deferred ones.
+
+    Args:
+        function: takes and returns a list of variables; the sign of negative ones has to stay negative.
+        values: list of variables and of `Deferred`.
+
+    Returns:
+        The list of results, in the order of the values.
+    """
+    later = [isinstance(value, Deferred) for value in values]
+    deferred = [value for value in values if isinstance(value, Deferred)]
+    others = [value for value in values if not isinstance(value, Deferred)]
+    results = iter(function(others) if others else [])
+    promises = iter(defer(lambda: function([value.make() for value in deferred]), len(deferred)))
+    return [next(promises if is_later else results) for is_later in later]

@@ -1,0 +1,120 @@
+"""What a user may hand to a model, and networks and meta information of one's own that do not fit."""
+import numpy as np
+import pytest
+
+from metanet import CNN, MLP, FastLinear, MetaNet, Network
+from ops.compat import F, L, chainer
+
+
+def support(counts=(1, 1, 1), size=28):
+    y = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return np.random.RandomState(0).rand(len(y), 1, size, size).astype(np.float32), y
+
+
+def model():
+    np.random.seed(0)
+    return MetaNet(CNN(4), CNN(4, activation=None), [3])
+
+
+X, Y = support()
+NAN = X.copy()
+NAN[1, 0, 2, 2] = np.nan
+
+
+@pytest.mark.parametrize('support_x, support_y, query_x, message', [
+    (X.astype(np.float64), Y, X, r'support_x is float64 of \(3, 1, 28, 28\): give a float32'),
+    (X, Y, (255 * X).astype(np.uint8), r'query_x is uint8 of \(3, 1, 28, 28\): .* divided by 255'),
+    (X.tolist(), Y, X, 'support_x is a list'),
+    (X, Y, X[0, 0, 0], r'query_x is float32 of \(28,\): give \(n, ...\)'),
+    (X, Y, X[:0], 'at least one example'),
+    (X, Y, NAN, 'query_x has entries that are NaN'),
+    (X, Y, X[:, :, :14], r'support_x is .*, query_x float32 of \(3, 1, 14, 28\): give both the same shape'),
+    (X[:, 0], Y, X[:, 0], r'the images are float32 of \(3, 28, 28\): give float32 \(n, 1, 28, 28\), channels first'),
+    (X.transpose(0, 2, 3, 1), Y, X.transpose(0, 2, 3, 1), r'the images are float32 of \(3, 28, 28, 1\)'),
+    (255 * X, Y, 255 * X, r'reach from .* to 25\d.*in \[0, 1\]; divide by 255'),
+    (X, Y.astype(np.float32), X, r'support_y is float32 of \(3,\): give an int32 array of \(3,\)'),
+    (X, Y.tolist(), X, 'support_y is a list'),
+    (X, Y[:2], X, r'support_y is int32 of \(2,\): give an int32 array of \(3,\)'),
+    (X, Y + 1, X, 'support_y reaches from 1 to 3 for 3 support examples: number the classes 0 to N - 1'),
+    (X, Y - 1, X, 'support_y reaches from -1 to 1'),
+    (X, np.array([0, 2, 2], np.int32), X, '1 of class 0, 0 of class 1, 2 of class 2: give the same number'),
+    (*support([2, 1, 1]), X, '2 of class 0, 1 of class 1, 1 of class 2: give the same number'),
+    (X[:1], Y[:1], X, 'support_y names one class'),
+])
+def test_what_is_no_episode_is_refused_in_words(support_x, support_y, query_x, message):
+    with pytest.raises(ValueError, match=message):
+        model()(support_x, support_y, query_x)
+
+
+def test_the_order_of_the_support_set_and_int64_labels_are_fine():
+    order = np.array([2, 0, 1])
+    assert model()(X[order], Y[order].astype(np.int64), X).shape == (3, 3)
+
+
+class Words(Network):
+    """Of sequences of token ids (n, 4)."""
+
+    def __init__(self):
+        super().__init__(n_out=6)
+        with self.init_scope():
+            self.embedding = L.EmbedID(10, 6)
+            self.fc1 = FastLinear(6, 6)
+
+    def forward(self, x):
+        return self.fc1(F.mean(self.embedding(x), axis=1))
+
+
+def test_meta_information_of_tokens_is_their_gradient():
+    np.random.seed(0)
+    network = Words()
+    metanet = MetaNet(network, Words(), [3], n_steps=2)
+    x, y = np.random.randint(10, size=(6, 4)).astype(np.int32), np.arange(6, dtype=np.int32) % 3
+    gradients = metanet.meta_information(network, x, y, 3, group=3)
+    network.cleargrads()
+    F.softmax_cross_entropy(network.softmax3(network(x[3:])), y[3:]).backward()
+    assert network.fc1.W.grad.any()
+    np.testing.assert_allclose(gradients[0][1], network.fc1.W.grad, atol=1e-6)
+    assert metanet(x, y, x).shape == (6, 3)
+
+
+def test_a_loss_of_ones_own_is_the_meta_information():
+    class Hinge(MetaNet):
+        def support_losses(self, network, x, y, way):
+            scores = self.scores(network, x, way)
+            return F.sum(F.relu(1 - scores * (2 * np.eye(way, dtype=np.float32)[y] - 1)), axis=1)
+
+    np.random.seed(0)
+    metanet = Hinge(MLP(4), MLP(4), [3])
+    x, y = np.random.rand(6, 4).astype(np.float32), np.arange(6, dtype=np.int32) % 3
+    *_, softmax = metanet.meta_information(metanet.base, x, y, 3, group=1)
+    hidden = metanet.base(x).array
+    scores = hidden @ metanet.base.softmax3.W.array.T
+    signs = 2 * np.eye(3)[y] - 1
+    slopes = np.where(1 - scores * signs > 0, -signs, 0)
+    np.testing.assert_allclose(softmax, slopes[:, :, None] * hidden[:, None], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda gradients: gradients[:-1], r'arrays \(n_groups, ...\) of .* for layers of \[\(4, 4\), \(4, 4\), \(3, 4\)\]'),
+    (lambda gradients: [np.stack([g, g], axis=-1) for g in gradients], r'of \[\(4, 4, 2\), .*one number for each slow'),
+    (lambda gradients: gradients[::-1], 'in their order'),
+])
+def test_meta_information_that_does_not_fit_the_layers_is_refused(change, message):
+    class Wrong(MetaNet):
+        def meta_information(self, *args):
+            return change(super().meta_information(*args))
+
+    np.random.seed(0)
+    x, y = np.random.rand(6, 4).astype(np.float32), np.arange(6, dtype=np.int32) % 3
+    with pytest.raises(ValueError, match=message):
+        Wrong(MLP(4), MLP(4), [3], task_level=False)(x, y, x)
+
+
+def test_networks_that_cannot_adapt_are_refused():
+    with pytest.raises(TypeError, match='derived from Network, not Chain'):
+        MetaNet(chainer.Chain(), MLP(4), [3])
+
+
+def test_sequences_are_refused_by_fully_connected_layers():
+    with pytest.raises(ValueError, match=r'4 inputs got float32 of \(6, 5, 4\): give it \(n, 4\)'):
+        FastLinear(4, 3)(np.zeros((6, 5, 4), np.float32))
