@@ -1,60 +1,117 @@
-"""Draws metanet.png beside this file: python assets/draw_metanet.py"""
+"""Draws assets/metanet.png, the model with the numbers of its five steps.
+
+    python tools/draw_metanet.py
+    python tools/draw_metanet.py --out FOLDER
+"""
+import argparse
 import os
 
-import matplotlib
-matplotlib.use('Agg')
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.patches import FancyBboxPatch  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
 
+ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets')
 SLOW, FAST, META, DATA = '#dbe7f5', '#fbe3c8', '#dff0d8', '#eeeeee'
-
-figure, axes = plt.subplots(figsize=(11, 6.4))
-axes.set(xlim=(0, 110), ylim=(1, 61))
-axes.axis('off')
-
-
-def box(x, y, width, text, color, height=7.5, size=10):
-    axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle='round,pad=0.4', facecolor=color,
-                                  edgecolor='#555555'))
-    axes.text(x + width / 2, y + height / 2, text, ha='center', va='center', fontsize=size)
+INK, BADGE = '#333333', '#b5332e'
+STEPS = 'define a network', 'mark its adaptable layers', 'meta information', 'fast weights', 'train end to end'
+COLOURS = {'slow weights alone': SLOW, 'meta learner': META, 'slow and fast weights': FAST}
 
 
-def arrow(start, end, text='', offset=(0, 1.2), bend=0.0, color='#333333'):
-    axes.annotate('', end, start, arrowprops={'arrowstyle': '-|>', 'color': color, 'shrinkA': 0, 'shrinkB': 0,
-                                              'connectionstyle': 'arc3,rad=%s' % bend})
-    axes.text((start[0] + end[0]) / 2 + offset[0], (start[1] + end[1]) / 2 + offset[1], text, ha='center', va='center',
-              fontsize=9, color=color)
+class Drawing:
+    """A figure in units of a tenth of an inch."""
+
+    def __init__(self, width, height):
+        self.figure = Figure(figsize=(width / 10, height / 10))
+        FigureCanvasAgg(self.figure)
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, width), ylim=(0, height), aspect='equal')
+        self.axes.axis('off')
+
+    def text(self, x, y, text, size=9, colour=INK, align='center'):
+        self.axes.text(x, y, text, ha=align, va='center', fontsize=size, color=colour)
+
+    def box(self, x, y, width, text, colour, height=8.0, size=10.0):
+        self.axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle='round,pad=0.4', facecolor=colour,
+                                           edgecolor='#555555'))
+        self.text(x + width / 2, y + height / 2, text, size, 'black')
+
+    def arrow(self, start, end, bend=0.0, colour=INK, line='-'):
+        self.axes.annotate('', end, start, arrowprops={
+            'arrowstyle': '-|>', 'color': colour, 'shrinkA': 0, 'shrinkB': 0, 'linestyle': line,
+            'connectionstyle': f'arc3,rad={bend}'})
+
+    def badge(self, x, y, number):
+        self.axes.add_patch(Circle((x, y), 1.35, facecolor=BADGE, edgecolor='white', linewidth=1.2, zorder=3))
+        self.axes.text(x, y - 0.1, str(number), ha='center', va='center', fontsize=9, color='white', weight='bold',
+                       zorder=4)
 
 
-box(1, 43, 14, 'support set\n$x\'_i, y\'_i$', DATA)
-box(1, 3, 14, 'query example\n$x$', DATA)
-box(23, 51, 17, 'base learner $b$\nslow weights $W$', SLOW)
-box(23, 35, 17, 'embedding $u$\nslow weights $Q$', SLOW)
-box(57, 51, 14, '$m$\n(MLP)', META)
-box(57, 35, 14, '$d$\n(LSTM)', META)
-box(52, 19, 24, 'embedding $u$\nslow $Q$ + fast $Q^*$', FAST)
-box(86, 51, 23, 'memory\nkeys $R$, values $M$', FAST)
-box(86, 19, 23, 'attention\n$W^* = \\mathrm{softmax}(\\cos(r, R))\\,M$', FAST, size=9)
-box(52, 3, 24, 'base learner $b$\nslow $W$ + fast $W^*$', FAST)
-box(94, 3, 15, 'prediction\n$P(y\\,|\\,x)$', DATA)
+def draw():
+    d = Drawing(116, 72)
+    d.box(2, 51, 14, 'support set\n$x\'_i, y\'_i$', DATA)
+    d.box(2, 10, 14, 'query example\n$x$', DATA)
+    d.box(27, 59, 18, 'base learner $b$\nslow weights $W$', SLOW)
+    d.box(27, 43, 18, 'embedding $u$\nslow weights $Q$', SLOW)
+    d.box(64, 59, 14, '$m$\n(MLP)', META)
+    d.box(64, 43, 14, '$d$\n(LSTM)', META)
+    d.box(92, 59, 22, 'memory\nkeys $R$, values $M$', FAST)
+    d.box(59, 26, 24, 'embedding $u$\nslow $Q$ + fast $Q^*$', FAST)
+    d.box(92, 26, 22, 'attention\n$W^* = \\mathrm{softmax}(\\cos(r, R))\\,M$', FAST, size=8.6)
+    d.box(59, 10, 24, 'base learner $b$\nslow $W$ + fast $W^*$', FAST)
+    d.box(92, 10, 22, 'prediction $P(y\\,|\\,x)$\nand its loss', DATA)
 
-arrow((15.5, 48), (22.5, 54), 'each', (-1.5, 1.6))
-arrow((15.5, 45.5), (22.5, 39.5), 'groups', (2.2, 1.8))
-arrow((40.5, 54.8), (56.5, 54.8), 'loss gradients\nof each example', (0, 2.7))
-arrow((40.5, 38.8), (56.5, 38.8), 'loss gradients,\na sequence', (0, 2.7))
-arrow((71.5, 54.8), (85.5, 54.8), 'example-level\nfast weights', (0, 2.7))
-arrow((64, 34.5), (64, 27), 'task-level\nfast weights $Q^*$', (-8.5, 0.3))
-arrow((8, 42.5), (51.5, 24.5), bend=0.25)
-arrow((11, 11), (51.5, 21.5), bend=-0.1)
-arrow((72, 27), (89, 50.5), 'support\nkeys $R$', (5.5, 1))
-arrow((76.5, 22.8), (85.5, 22.8), 'query\nkey $r$', (0, 2.7))
-arrow((99, 50.5), (99, 27))
-arrow((90, 18.5), (76.5, 9.5), '$W^*$', (2, -1.5))
-arrow((15.5, 6.8), (51.5, 6.8))
-arrow((76.5, 6.8), (93.5, 6.8))
+    d.arrow((16.5, 56.5), (26.4, 62))
+    d.text(19, 61.6, 'each')
+    d.arrow((16.5, 53.5), (26.4, 47.5))
+    d.text(18.6, 48.6, 'groups')
+    d.arrow((45.6, 63), (63.4, 63))
+    d.text(54.5, 66, 'loss gradients\nof each example')
+    d.arrow((45.6, 47), (63.4, 47))
+    d.text(54.5, 50, 'loss gradients,\na sequence')
+    d.arrow((78.6, 63), (91.4, 63))
+    d.text(85, 66.5, 'example-level\nfast weights')
+    d.arrow((71, 42.4), (71, 34.6))
+    d.text(61.8, 38.6, 'task-level\nfast weights $Q^*$')
+    d.arrow((9, 50.4), (58.4, 31.5), bend=0.22)
+    d.arrow((12, 18.6), (58.4, 28.5), bend=-0.1)
+    d.arrow((79.5, 34.6), (96, 58.4))
+    d.text(93.2, 46.6, 'support\nkeys $R$')
+    d.arrow((83.6, 30), (91.4, 30))
+    d.text(87.5, 32.6, 'query\nkey $r$')
+    d.arrow((107, 58.4), (107, 34.6))
+    d.arrow((97, 25.4), (83.6, 17.5))
+    d.text(92.6, 20.6, '$W^*$')
+    d.arrow((16.6, 14), (58.4, 14))
+    d.arrow((83.6, 14), (91.4, 14))
+    d.axes.plot([103, 103, 45.5], [9.4, 5.5, 5.5], color=BADGE, linestyle='--', linewidth=1.2)
+    d.arrow((46, 5.5), (44.5, 5.5), colour=BADGE)
+    d.text(43.4, 5.5, 'gradients of the loss for all slow weights, $m$ and $d$', colour=BADGE, align='right')
 
-for i, (color, text) in enumerate(((SLOW, 'slow weights alone'), (META, 'meta learner'), (FAST, 'uses fast weights'))):
-    box(1, 30 - 3.6 * i, 2, '', color, height=1.4)
-    axes.text(4.8, 30.7 - 3.6 * i, text, fontsize=9, va='center')
+    d.badge(21.4, 59.2, 1)
+    d.badge(21.4, 50.5, 1)
+    d.badge(36, 25.9, 2)
+    d.badge(36, 14, 2)
+    d.badge(49.5, 63, 3)
+    d.badge(49.5, 47, 3)
+    d.badge(82, 63, 4)
+    d.badge(71, 38.6, 4)
+    d.badge(89.8, 21.2, 4)
+    d.badge(75, 5.5, 5)
+    for number, (x, step) in enumerate(zip((4, 24, 51, 72, 91), STEPS), 1):
+        d.badge(x, 1.9, number)
+        d.text(x + 2.1, 1.8, step, align='left')
+    for y, (words, colour) in zip((40, 36.6, 33.2), COLOURS.items()):
+        d.box(2.4, y - 0.6, 2, '', colour, height=1.2)
+        d.text(6, y, words, align='left')
+    return d
 
-figure.savefig(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'metanet.png'), dpi=110, bbox_inches='tight')
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--out', default=ASSETS, help='folder of the picture')
+    args = parser.parse_args()
+    draw().figure.savefig(os.path.join(args.out, 'metanet.png'), dpi=100)
+
+
+if __name__ == '__main__':
+    main()
