@@ -1,0 +1,135 @@
+"""docs/results.md, the csv files that it is made from, and the README's numbers."""
+import csv
+import os
+import re
+
+import pytest
+
+import train_mini_imagenet
+import train_omniglot
+from tools import make_results, runs
+
+ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
+HEAD = ('name,weights,way_tested,shot,accuracy,interval,test_episodes,test_options,data,split,way_trained,model,'
+        'setting,seed,episodes,script,options,hours,hardware,log,broke_down,live,remark\n')
+RUN = '9A,last,5,1,98.10,0.07,1000,,Omniglot,previous,5,MetaNet,,0,26000,train_omniglot.py,--n_epoch 260,,,,,,\n'
+TRAINED = {name: run for name, run in runs.read_runs().items() if run.script}
+SCRIPTS = {'train_omniglot.py': train_omniglot, 'train_mini_imagenet.py': train_mini_imagenet}
+
+
+def text(*path):
+    with open(os.path.join(ROOT, *path), encoding='utf-8') as file:
+        return file.read()
+
+
+def read(tmp_path, rows):
+    path = tmp_path / 'runs.csv'
+    path.write_text(HEAD + rows)
+    return runs.read_runs(path)
+
+
+def prose():
+    """The README without its commands and their output."""
+    return re.sub('```.*?```', '', text('README.md'), flags=re.DOTALL)
+
+
+def options_of(words):
+    """{setting: its text} of a list of options."""
+    assert all(word.startswith('--') for word in words[::2]) and len(words) % 2 == 0
+    return {name[2:]: value for name, value in zip(words[::2], words[1::2])}
+
+
+def test_results_are_what_the_tool_makes_of_the_csv_files():
+    assert text('docs', 'results.md') == make_results.make(), 'run python tools/make_results.py'
+
+
+def test_every_percentage_of_the_readme_is_in_the_results():
+    numbers = re.findall(r'(\d+\.\d+)(?: ± \d+\.\d+)? %', prose())
+    assert len(numbers) >= 4
+    known = set(re.findall(r'\d+\.\d+', text('docs', 'results.md')))
+    assert [number for number in numbers if number not in known] == []
+
+
+def test_every_time_of_the_readme_is_in_the_page_on_speed():
+    times = re.findall(r'\d+\.\d+ to \d+\.\d+ s', prose())
+    assert len(times) >= 1
+    assert [time for time in times if time[:-2] not in text('docs', 'speed.md')] == []
+
+
+@pytest.mark.parametrize('name', TRAINED)
+def test_a_runs_options_are_settings_of_its_script_and_agree_with_its_columns(name):
+    run = TRAINED[name]
+    script = vars(SCRIPTS[run.script])
+    options = options_of(run.options)
+    assert [option for option in options if option not in script] == []
+
+    def value(setting):
+        return options.get(setting, str(script[setting]))
+
+    assert int(value('n_epoch')) * int(value('n_episodes')) == run.episodes
+    assert int(value('n_outputs_train')) == run.way
+    assert int(value('seed')) == run.seed
+    assert value('split' if run.data == 'Omniglot' else 'model') == (run.split or run.setting.strip('"'))
+    if 'variant' in script:
+        assert value('variant') == run.model
+    for test in run.tests:
+        given = options_of(test.options)
+        assert [option for option in given if option not in script] == []
+        ways = given.get('n_outputs_test', value('n_outputs_test') if not test.options else str(run.way))
+        assert str(test.way) in ways.split(',')
+        default = value('n_test_episodes' if run.split == '' else 'n_final_episodes') if not test.options else '1000'
+        assert int(given.get('n_final_episodes', default)) == test.episodes
+        assert int(given.get('nb_samples_per_class_test', '1')) == test.shot
+
+
+@pytest.mark.parametrize('name', [name for name, run in TRAINED.items() if run.log])
+def test_a_runs_log_is_as_long_as_the_run(name):
+    with open(os.path.join(ROOT, TRAINED[name].log), encoding='utf-8', newline='') as file:
+        assert int(list(csv.DictReader(file))[-1]['iteration']) == TRAINED[name].episodes
+
+
+def test_a_command_is_the_script_its_options_and_the_folder(tmp_path):
+    (run,) = read(tmp_path, RUN.replace('--n_epoch 260', '"--model ""partial, u"""')).values()
+    assert run.command('out') == ['train_omniglot.py', '--model', 'partial, u', '--out', 'out']
+
+
+def test_a_further_row_adds_a_test_to_its_run(tmp_path):
+    runs_read = read(tmp_path, RUN + '9A,average,20,1,95.0,0.1,500,--n_outputs_test 20' + ',' * 15 + '\n')
+    assert [(test.weights, test.way, test.episodes) for test in runs_read['9A'].tests] == [
+        ('last', 5, 1000), ('average', 20, 500)]
+    assert runs_read['9A'].test(20, weights='average').options == ['--n_outputs_test', '20']
+
+
+@pytest.mark.parametrize('row, words', [
+    (RUN, 'line 3.*9A has such a test already'),
+    (RUN.replace('last', 'average').replace('26000', '99'), 'line 3.*episodes not as in the first row of 9A'),
+    (RUN.replace('9A,last', '9B,'), 'line 3.*weights missing'),
+    (RUN.replace('9A,last', '9B,mean'), "line 3.*'mean': choose last or average"),
+    (RUN.replace('9A', '9B').replace('98.10', 'good'), "line 3.*'good'"),
+    ('9B,last,5\n', 'line 3.*shot, accuracy.*missing'),
+])
+def test_a_bad_row_is_refused_with_its_line(tmp_path, row, words):
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path, RUN + row)
+
+
+def test_seeds_of_one_setting_have_a_mean_and_other_settings_none(tmp_path):
+    second = RUN.replace('9A', '9B').replace('98.10', '97.10').replace('0,26000', '1,26000')
+    second = second.replace('260,', '260 --seed 1,')
+    third = RUN.replace('9A', '9C').replace('260,', '260 --n_decay 9,')
+    results = make_results.Results(read(tmp_path, RUN + second + third), runs.read_paper())
+    table = results.own_way('Omniglot', 'previous')
+    assert re.findall(r'mean of .*', table) == ['mean of 2 seeds |  | last | **97.60 %** | 98.95 % |  |  |  |']
+
+
+def test_the_longest_sound_run_is_put_beside_the_paper(tmp_path):
+    longer = RUN.replace('9A', '9B').replace('98.10', '99.15').replace('26000', '30000')
+    broken = longer.replace('9B', '9C').replace('30000', '40000').replace(',,,,,,\n', ',,,,yes,,\n')
+    results = make_results.Results(read(tmp_path, RUN + longer + broken), runs.read_paper())
+    assert '| MetaNet | last | +0.2 (9B) |' in results.beside_the_paper('Omniglot', 'previous')
+
+
+def test_a_template_that_asks_for_an_unknown_run_is_refused():
+    results = make_results.Results(runs.read_runs(), runs.read_paper())
+    with pytest.raises(ValueError, match='accuracy 99Z 5'):
+        make_results.render('{{ accuracy 99Z 5 }}', results)

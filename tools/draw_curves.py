@@ -1,0 +1,151 @@
+"""Draws the learning curves in assets/ from the logs of docs/runs.csv.
+
+    python tools/draw_curves.py
+    python tools/draw_curves.py --out FOLDER
+"""
+import argparse
+import csv
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np  # noqa: E402  (after the project is on the path)
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.lines import Line2D  # noqa: E402
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: E402
+
+from tools.runs import ROOT, read_paper, read_runs  # noqa: E402
+
+PANELS = {  # way: the runs to draw
+    5: ('5A', '5B', '5F', '5H', '5I'),
+    10: ('10B', '10C', '10E'),
+    15: ('15E', '15B', '15C', '15D'),
+    20: ('20A', '20G', '20C', '20E', '20F'),
+}
+COLOURS = {'MetaNet': '#1f6fb4', 'MetaNet-': '#3a923a', 'MetaNet, centred': '#d1600d'}
+DASHES = '-', (0, (4, 1.8)), (0, (1, 1.2))  # by seed
+WIDTHS = {'last': 1.3, 'average': 2.8}
+COLUMNS = {'last': 'test/{}-way/accuracy', 'average': 'average/test/{}-way/accuracy'}  # of a log
+PROXY = 'T1'
+WINDOW = 10  # epochs that a point is the mean of, at least: single ones are too noisy to compare
+POINTS = 30  # of a curve, at most
+GREY = '#444444'
+
+
+def kind(run):
+    return f'{run.model}, {run.setting}' if run.setting else run.model
+
+
+def read_log(run):
+    """The rows of a run's log."""
+    with open(os.path.join(ROOT, run.log), encoding='utf-8', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def error(rows, column):
+    """Episodes, and the mean error in % up to there, for each window of a log."""
+    window = max(WINDOW, -(-len(rows) // POINTS))
+    rows = rows[:len(rows) // window * window]
+    accuracy = np.array([float(row[column]) for row in rows]).reshape(-1, window).mean(axis=1)
+    return [int(row['iteration']) for row in rows[window - 1::window]], 100 - 100 * accuracy
+
+
+def dress(axes):
+    """Axes that leave the eye to the curves."""
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ('left', 'bottom'))
+        spine.set_color(GREY)
+    axes.tick_params(colors=GREY, labelsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 4, 5, 10]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
+
+
+def draw_way(axes, way, runs, paper):
+    """Test error of runs of one way, and the paper's; returns the sorts of weights that were drawn."""
+    drawn = set()
+    looks = [(kind(run), run.seed) for run in runs]
+    for run, look in zip(runs, looks):
+        rows = read_log(run)
+        for weights, width in WIDTHS.items():
+            column = COLUMNS[weights].format(way)
+            if column in rows[0]:
+                episodes, errors = error(rows, column)
+                axes.plot(episodes, errors, color=COLOURS[kind(run)], linestyle=DASHES[run.seed], linewidth=width)
+                drawn.add(weights)
+                if looks.count(look) > 1:
+                    axes.annotate(run.name, (episodes[-1], errors[-1]), (4, 0), textcoords='offset points',
+                                  va='center', fontsize=9, color=COLOURS[kind(run)],
+                                  bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5, 'alpha': 0.85})
+    axes.axhline(100 - paper, color='black', linewidth=1)
+    axes.annotate(f'the paper: {100 - paper:.2f} %', (1, 100 - paper), (0, -3), xycoords=('axes fraction', 'data'),
+                  textcoords='offset points', ha='right', va='top', fontsize=9)
+    dress(axes)
+    axes.set_title(f'{way}-way', fontsize=11)
+    axes.set(yscale='log', ylim=(0.6, 60), xlim=(0, 1.08 * max(run.episodes for run in runs)))
+    axes.set_yticks([1, 2, 5, 10, 20, 40], labels=['1', '2', '5', '10', '20', '40'])
+    axes.yaxis.set_minor_formatter('')
+    return drawn
+
+
+def draw_omniglot(runs, paper):
+    """Test error over training, a panel for each way."""
+    figure = Figure(figsize=(10, 7))
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(2, 2, sharey=True)
+    drawn, seeds = set(), set()
+    for axes, (way, names) in zip(panels.flat, PANELS.items()):
+        chosen = [runs[name] for name in names]
+        seeds.update(run.seed for run in chosen)
+        drawn |= draw_way(axes, way, chosen, float(paper['Omniglot', 'previous', 'MetaNet', way, way]))
+    for axes in panels[:, 0]:
+        axes.set_ylabel('test error (%)', color=GREY)
+    for axes in panels[-1]:
+        axes.set_xlabel('training episodes', color=GREY)
+    handles = [Line2D([], [], color=colour, linewidth=2, label=name) for name, colour in COLOURS.items()]
+    handles += [Line2D([], [], color=GREY, linestyle=DASHES[seed], label=f'seed {seed}') for seed in sorted(seeds)]
+    if len(drawn) > 1:
+        names = {'last': 'last weights', 'average': 'averaged weights'}
+        handles += [Line2D([], [], color=GREY, linewidth=WIDTHS[key], label=name) for key, name in names.items()]
+    figure.suptitle('Omniglot, 1-shot, characters not seen in training', fontsize=12, y=0.985)
+    figure.legend(handles=handles, loc='upper center', bbox_to_anchor=(0.5, 0.96), ncol=len(handles), frameon=False,
+                  fontsize=9.5)
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    return figure
+
+
+def draw_proxy(run):
+    """Error of a mini-ImageNet run on training, dev and test tasks."""
+    figure = Figure(figsize=(6.4, 4))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    rows = read_log(run)
+    for column, name, colour in (('main', 'training tasks', '#8a8a8a'), ('dev/5-way', 'dev tasks', '#3a923a'),
+                                 ('test/5-way', 'test tasks', '#1f6fb4')):
+        # There is a test only where the dev accuracy is the best so far.
+        points = [(int(row['iteration']), 100 * float(row[f'{column}/accuracy'])) for row in rows
+                  if row[f'{column}/accuracy']]
+        axes.plot(*zip(*points), color=colour, linewidth=2, marker='o', markersize=3)
+        axes.annotate(name, points[-1], (6, 0), textcoords='offset points', va='center', color=colour, fontsize=9.5)
+    dress(axes)
+    axes.set_xlim(0, 1.22 * run.episodes)
+    axes.set_xlabel('training episodes', color=GREY)
+    axes.set_ylabel('accuracy (%)', color=GREY)
+    axes.set_title('Tiny ImageNet, 5-way 1-shot, "partial, u"', fontsize=11)
+    figure.tight_layout()
+    return figure
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--out', default=os.path.join(ROOT, 'assets'), help='folder of the pictures')
+    args = parser.parse_args()
+    runs, paper = read_runs(), read_paper()
+    draw_omniglot(runs, paper['table 1']).savefig(os.path.join(args.out, 'omniglot_curves.png'), dpi=110)
+    draw_proxy(runs[PROXY]).savefig(os.path.join(args.out, 'tiny_imagenet.png'), dpi=110)
+
+
+if __name__ == '__main__':
+    main()
