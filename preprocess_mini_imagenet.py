@@ -25,13 +25,13 @@ import csv
 import hashlib
 import io
 import json
-from multiprocessing.pool import ThreadPool
 import os
 import re
 import shutil
 import tarfile
 import time
 import zipfile
+from multiprocessing.pool import ThreadPool
 
 import numpy as np
 from PIL import Image

@@ -95,7 +95,7 @@ def test_a_loss_of_ones_own_is_the_meta_information():
 
 
 @pytest.mark.parametrize('change, message', [
-    (lambda gradients: gradients[:-1], r'arrays \(n_groups, ...\) of .* for layers of \[\(4, 4\), \(4, 4\), \(3, 4\)\]'),
+    (lambda gradients: gradients[:-1], r'\(n_groups, ...\) of .* for layers of \[\(4, 4\), \(4, 4\), \(3, 4\)\]'),
     (lambda gradients: [np.stack([g, g], axis=-1) for g in gradients], r'of \[\(4, 4, 2\), .*one number for each slow'),
     (lambda gradients: gradients[::-1], 'in their order'),
 ])

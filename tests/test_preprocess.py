@@ -8,8 +8,8 @@ import tarfile
 import zipfile
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 import preprocess_mini_imagenet as preprocess
 

@@ -227,7 +227,7 @@ def race(args, ours):
         for weights in ours if i else ():
             for seconds, parts in zip(ours[weights], run(args, weights)[-1]):
                 seconds += parts['episode']
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, universal_newlines=True).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         for seconds, name in zip(peers, ('train', 'test')):
             seconds.append(float(re.search(r'^%s: ([0-9.]+) s' % name, output, re.MULTILINE).group(1)))
     print('\nmedians of %d rounds' % args.rounds)
