@@ -137,12 +137,11 @@ class Archive:
             file.read(size)
             content = bytearray(self._members[name].file_size - size)
             view, n_read = memoryview(content), 0
-            while n_read < len(content):
+            while n_read < len(content):  # at the member's end its checksum is compared
                 n_new = file.readinto(view[n_read:n_read + CHUNK])
                 if not n_new:
                     raise ValueError('it is cut short')
                 n_read += n_new
-            file.read(1)  # at its end the member's checksum is compared
             array = np.ndarray(shape, dtype, content, order='F' if fortran else 'C')
             return np.ascontiguousarray(array, dtype.newbyteorder('=')).reshape(shape)
 

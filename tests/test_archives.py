@@ -144,6 +144,18 @@ def patched(offset, fmt, value, signature, nth=0):
     return write
 
 
+def nested(path):
+    """Two members, one of them within the bytes of the other, each right by itself."""
+    write_members(path, ('b.npy', npy()))
+    inner = path.read_bytes()
+    inner, entry = inner[:inner.index(DIRECTORY)], inner[inner.index(DIRECTORY):-22]
+    write_members(path, ('a.npy', npy(shape=(1, 1, len(inner)), content=inner)))
+    outer = path.read_bytes()
+    entry = entry[:42] + struct.pack('<I', outer.index(inner)) + entry[46:]
+    end = struct.unpack('<4s4H2IH', outer[-22:])
+    path.write_bytes(outer[:-22] + entry + struct.pack('<4s4H2IH', end[0], 0, 0, 2, 2, end[5] + len(entry), end[6], 0))
+
+
 def member(name='b.npy', **options):
     return lambda path: write_members(path, ('a.npy', npy()), (name, npy(**options)))
 
@@ -189,6 +201,7 @@ TAMPERED = {
     'a member that reaches into the next': patched(20, '<Q', 250 << 32 | 250, DIRECTORY, 0),
     'a member that begins within another': patched(42, '<I', 20, DIRECTORY, 1),
     'a member that begins beyond the end': patched(42, '<I', 1 << 31, DIRECTORY, 1),
+    'a member within another': nested,
     'a member of another name': patched(30, '<B', ord('c'), LOCAL, 1),
     'a local header that begins later': patched(28, '<H', 40, LOCAL, 0),
     'a flipped bit': patched(170, '<B', 77, LOCAL, 1),
@@ -216,6 +229,20 @@ def test_a_tampered_file_is_refused_in_a_sentence_and_runs_nothing(tmp_path, mon
                     ) and 'truths' not in name:
         with pytest.raises(ValueError, match=r'x\.npz.*make the file anew'):
             archives.read_npz(tmp_path / 'x.npz')
+
+
+@pytest.mark.parametrize('name, words', [
+    ('an encrypted member', "x.npz: 'b.npy' in it is encrypted; make"),
+    ('an object array', "class 'b': the array holds Python objects, which can run code"),
+    ('a member within another', "'b.npy' does not begin where the array before it ends"),
+    ('an unknown compression', "'b.npy' in it is compressed in an unknown way"),
+    ('two members of one name', "x.npz: it holds two arrays called 'a'"),
+    ('more bytes than the member has', r"class 'b': the array has shape \(3, 4, 4\), 48 bytes, but 32 follow"),
+])
+def test_the_sentence_says_what_is_wrong(tmp_path, name, words):
+    TAMPERED[name](tmp_path / 'x.npz')
+    with pytest.raises(ValueError, match=words):
+        data.load_classes(tmp_path / 'x.npz')
 
 
 def test_every_cut_and_every_changed_byte_is_refused_or_harmless(tmp_path):

@@ -105,6 +105,15 @@ def test_strays_of_killed_writers_are_cleared_and_nothing_else(tmp_path):
         assert not (tmp_path / 'a.npz.7.part').exists()
 
 
+def test_without_locks_as_on_windows_files_are_written_and_strays_cleared(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, 'fcntl', None)
+    (tmp_path / 'a.7.part').write_text('')
+    for text in ('old', 'new'):
+        with data.replacing(tmp_path / 'a', 'w') as file:
+            file.write(text)
+    assert os.listdir(tmp_path) == ['a'] and (tmp_path / 'a').read_text() == 'new'
+
+
 @needs_locks
 def test_the_file_of_a_living_writer_stays_and_that_of_a_killed_one_goes(tmp_path):
     code = ("import data, sys, time\nwith data.replacing('a'):\n    print('open', flush=True)\n    sys.stdin.read()")
