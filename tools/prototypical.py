@@ -1,0 +1,124 @@
+"""Trains a prototypical network with MetaNet's embedding on mini-ImageNet, to see that data and protocol are right.
+
+    python tools/prototypical.py
+    python tools/prototypical.py --n_epoch 40 --out result/prototypical_long
+
+The embedding is u of the "partial" model on slow weights alone, all five convolutions with batch normalisation. A class
+is the mean of its support examples' keys, a query belongs to the nearest (Snell, Swersky & Zemel, 2017). The result is
+the test accuracy at the best dev accuracy, as for MetaNet. Every constant below may be given on the command line.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np  # noqa: E402
+from experiment import console  # noqa: E402
+from experiment.checkpoints import Snapshot, check_folder, claim  # noqa: E402
+from experiment.evaluation import Best, Tasks  # noqa: E402
+from experiment.log import Log, Report  # noqa: E402
+from experiment.loop import EpisodeUpdater, Epochs, train  # noqa: E402
+from experiment.results import report_result, write_results  # noqa: E402
+from experiment.settings import COMMON, configured, whole  # noqa: E402
+
+import data  # noqa: E402
+from metanet import CNN  # noqa: E402
+from ops.checks import check_episode  # noqa: E402
+from ops.compat import F, chainer, extensions, training  # noqa: E402
+
+input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
+out = 'result/prototypical'  # folder for log, learning curve, snapshots and the best model
+seed = 0  # of initial weights and episodes
+n_outputs_train = 20  # way of training
+n_outputs_test = 5  # way of the dev and test episodes
+nb_samples_per_class = 1  # shot
+n_queries = 5  # query images a class, training
+n_queries_test = 15  # query images a class, dev and test
+n_epoch = 20  # epochs to train
+n_episodes = 500  # training episodes of an epoch
+n_dev_episodes = 400  # dev episodes after every epoch, the same each time
+n_test_episodes = 600  # test episodes whenever the dev accuracy is the best so far
+n_filters = 32  # of each convolution
+alpha = 1e-3  # Adam's learning rate
+n_halve = 4  # epochs after which it is halved, again and again
+
+CHECKS = {name: COMMON[name] for name in ('input_path', 'out', 'seed', 'n_outputs_train', 'nb_samples_per_class',
+                                          'n_queries', 'n_epoch', 'n_episodes', 'n_filters', 'alpha')}
+CHECKS.update(n_outputs_test=whole(2, 10 ** 5), n_queries_test=whole(1), n_dev_episodes=whole(1),
+              n_test_episodes=whole(2), n_halve=whole(1))
+
+
+class PrototypicalNetwork(chainer.Chain):
+    """Classifies by the nearest mean of keys.
+
+    Args:
+        embed: a `metanet.Network`, whose output is an example's key.
+    """
+
+    def __init__(self, embed):
+        super().__init__()
+        with self.init_scope():
+            self.embed = embed
+
+    def forward(self, support_x, support_y, query_x):
+        """Class scores, minus the squared distances to the classes' prototypes; shapes as of `MetaNet.forward`."""
+        way = check_episode(support_x, support_y, query_x, np.float32)
+        keys = self.embed(np.concatenate((support_x, query_x)))  # normalised as one batch
+        support, queries = keys[:len(support_x)], keys[len(support_x):]
+        members = np.eye(way, dtype=np.float32)[support_y].T  # (way, n_support)
+        prototypes = F.matmul(members / members.sum(axis=1, keepdims=True), support)
+        squares = F.sum(prototypes ** 2, axis=1)
+        # Less |query|^2, which all classes have in common.
+        return 2 * F.matmul(queries, prototypes, transb=True) - F.broadcast_to(squares, (len(queries), way))
+
+    def loss(self, episode):
+        """The query set's mean cross-entropy; reports it as `loss`, and `accuracy`."""
+        scores = self(episode.support_x, episode.support_y, episode.query_x)
+        loss = F.softmax_cross_entropy(scores, episode.query_y)
+        chainer.report({'loss': loss, 'accuracy': F.accuracy(scores, episode.query_y)}, self)
+        return loss
+
+
+def train_model(settings):
+    """Trains a prototypical network and tests it by the paper's protocol."""
+    with console.plain_errors():
+        check_folder(out)
+        *parts, source = data.mini_imagenet(input_path)
+        sampler, dev_sampler, test_sampler = (
+            data.EpisodeSampler(classes, way, nb_samples_per_class, queries, seed=(seed, i))
+            for i, (classes, way, queries) in enumerate(zip(
+                parts, (n_outputs_train, n_outputs_test, n_outputs_test), (n_queries, n_queries_test, n_queries_test))))
+        channels, image_size = data.image_shape(parts[0])
+        settings = dict(settings, data=source)
+        np.random.seed(seed)
+        model = PrototypicalNetwork(CNN(n_filters, None, channels, image_size, n_slow=5))
+        optimizer = chainer.optimizers.Adam(alpha).setup(model)
+        claim(out, settings, {})
+
+    updater = EpisodeUpdater(model, optimizer, sampler, n_episodes)
+    trainer = training.Trainer(updater, Epochs(n_epoch), out)
+    trainer.extend(Tasks(model, {'dev/5-way': dev_sampler}, n_dev_episodes, same=True))
+    best = Best(model, 'last', settings, os.path.join(out, 'best.npz'), 'dev/5-way/accuracy', 'test/5-way',
+                test_sampler, n_test_episodes)
+    trainer.extend(best)
+    trainer.extend(extensions.ExponentialShift('alpha', 0.5, alpha, optimizer=optimizer), trigger=(n_halve, 'epoch'))
+    log = Log(source)
+    trainer.extend(log)
+    trainer.extend(Snapshot())
+    trainer.extend(Report(log))
+    train(trainer)
+
+    n_trained, _, *result = best.test_result
+    test_sampler.set_state(best.start)
+    report_result(f'prototypical network trained {n_outputs_train}-way, on {source}', test_sampler, n_test_episodes,
+                  result, None, lambda row: write_results(out, int(n_trained), row))
+
+
+def main(words=()):
+    """Trains as the constants above say, or `words`, such as ['--n_epoch', '40']."""
+    with configured(globals(), words, CHECKS) as (settings, _):
+        train_model(settings)
+
+
+if __name__ == '__main__':
+    console.run(main)
