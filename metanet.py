@@ -39,7 +39,7 @@ class FastLayer(chainer.Link):
         super().__init__()
         self.activation = activation
         self.copies = None  # stand in for the slow weights, one for each group of examples
-        self.fast = None  # for all examples, or one for each group of examples
+        self.fast = None  # for all examples, or one for each group of examples; several of these: a tuple
         self.group = 1  # consecutive examples to a group
         with self.init_scope():
             self.W = chainer.Parameter(chainer.initializers.LeCunNormal(), shape)
@@ -51,8 +51,7 @@ class FastLayer(chainer.Link):
     def forward(self, x):
         weights = [self.slow() if self.copies is None else self.copies]
         if self.fast is not None:
-            fast = needed(self.fast, x, self.activation)
-            weights += [] if fast is None else [fast]
+            weights += needed(self.fast, x, self.activation)
         return self.augment(x, weights)
 
     def augment(self, x, weights):
@@ -131,7 +130,7 @@ def augmented(layers, fast=None, copies=None, group=1):
 
     Args:
         layers: list of `FastLayer`.
-        fast: list of fast weights, one for each layer; None for none at all.
+        fast: list of fast weights, one for each layer, or a tuple of several; None for none at all.
         copies: list of variables (n_groups, ...), one for each layer; None for the slow weights themselves.
         group: consecutive examples that share one of a layer's several weights; the last group may be smaller.
 

@@ -37,16 +37,21 @@ def made(weights):
 
 
 def needed(weights, x, activation):
-    """A layer's fast weights, made if need be; None if their products certainly come to nothing.
+    """A layer's fast weights, made if need be, without those whose products certainly come to nothing.
 
     Args:
-        weights: variable or `Deferred`.
+        weights: variable, `Deferred`, or a tuple of these.
         x: the layer's input.
-        activation: what their product with x goes through; None for nothing.
+        activation: what their products with x go through; None for nothing.
+
+    Returns:
+        A list of variables.
     """
-    if isinstance(weights, Deferred) and activation is F.relu and chainer.as_variable(x).array.min() >= 0:
-        return None
-    return made(weights)
+    weights = weights if isinstance(weights, tuple) else (weights,)
+    if any(isinstance(one, Deferred) for one in weights) and activation is F.relu and (
+            chainer.as_variable(x).array.min() >= 0):
+        weights = [one for one in weights if not isinstance(one, Deferred)]
+    return [made(one) for one in weights]
 
 
 def map_apart(function, values):
