@@ -1,0 +1,100 @@
+"""Checks of data sets, which are dicts {class name: uint8 images}."""
+
+import hashlib
+
+COMPARED_SIZE = 1 << 30  # bytes up to which all images of a data set are compared with each other
+
+
+def image_shape(classes):
+    """The channels and the size of the images of a data set.
+
+    Args:
+        classes: {class name: uint8 (n_images, size, size) or, in colour, (n_images, size, size, 3)}.
+
+    Returns:
+        (channels, size): 1 or 3, and the height and width in pixels.
+
+    Raises:
+        ValueError: there are no classes, or their images are not square, not of one shape, or neither grey nor in
+            colour; the message names a class.
+    """
+    if not classes:
+        raise ValueError('there are no classes: give a data set that has some')
+    check_one_shape(classes, 'the data set')
+    name, images = next(iter(classes.items()))
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+        raise ValueError(f'the images of class {name!r} are an array of shape {images.shape}: give '
+                         '(n_images, size, size), or (n_images, size, size, 3) in colour')
+    height, width = images.shape[1:3]
+    if height != width:
+        raise ValueError(f'the images of class {name!r} are {width} pixels wide and {height} high: make all square')
+    return (1 if images.ndim == 3 else 3), height
+
+
+def check_one_shape(classes, where):
+    """Refuse classes whose images differ in shape.
+
+    Args:
+        classes: {class name: images}, at least one.
+        where: what to call the data set, such as the path of its file.
+
+    Raises:
+        ValueError: the images of two classes differ; the message names both.
+    """
+    shapes = {name: images.shape[1:] for name, images in classes.items()}
+    first = next(iter(shapes))
+    for name, shape in shapes.items():
+        if shape != shapes[first]:
+            raise ValueError(f'{where}: the images of class {name!r} have shape {shape}, those of class {first!r} '
+                             f'{shapes[first]}: resize them to one shape')
+
+
+def check_parts(parts, blank=True, identical=True):
+    """Refuse parts of a data set that would make its results wrong.
+
+    Args:
+        parts: {path of a file: its classes}, such as the training and the test classes.
+        blank, identical: look for such images too, if all together have 1 GB at most.
+
+    Raises:
+        ValueError: the parts' images differ in shape or are not square; a class is in two parts; an image is in two
+            parts; an image is blank, that is, all 0. The message names classes and files.
+    """
+    shapes = {path: image_shape(classes) for path, classes in parts.items()}
+    first = next(iter(parts))
+    owners = {}
+    for path, classes in parts.items():
+        if shapes[path] != shapes[first]:
+            (channels, size), (others, other_size) = shapes[path], shapes[first]
+            raise ValueError(f'the images in {path} are {size}x{size} with {channels} channels, those in {first} '
+                             f'{other_size}x{other_size} with {others}: make them alike')
+        for name in classes:
+            if owners.setdefault(name, path) != path:
+                raise ValueError(f'class {name!r} is in both {owners[name]} and {path}: it must be in one alone')
+    n_bytes = sum(array.nbytes for classes in parts.values() for array in classes.values())
+    if n_bytes <= COMPARED_SIZE:
+        if blank:
+            _check_blank(parts)
+        if identical:
+            _check_identical(parts)
+
+
+def _check_blank(parts):
+    for path, classes in parts.items():
+        for name, images in classes.items():
+            for i, image in enumerate(images):
+                if not image.any():
+                    raise ValueError(f'{path}: image {i} of class {name!r} is blank, all 0: remove it, or make the '
+                                     'file anew with 255 for ink')
+
+
+def _check_identical(parts):
+    seen = {}
+    for path, classes in parts.items():
+        for name, images in classes.items():
+            for i, image in enumerate(images):
+                digest = hashlib.md5(image.tobytes(), usedforsecurity=False).digest()
+                other_path, other_name, other_i = seen.setdefault(digest, (path, name, i))
+                if other_path != path:
+                    raise ValueError(f'image {i} of class {name!r} in {path} is the same as image {other_i} of class '
+                                     f'{other_name!r} in {other_path}: a test of it would tell nothing, remove one')

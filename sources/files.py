@@ -1,0 +1,176 @@
+"""Writing files so that nothing is lost, and text so that every terminal can show it."""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be removed
+    fcntl = None
+
+# What `open` or `write` fail with when there is no room for a file.
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+UNKNOWN_CALL = {errno.EINVAL, errno.ENOSYS, getattr(errno, 'ENOTSUP', errno.EINVAL)}
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def replacing(path, mode='wb', **options):
+    """Open a temporary file beside `path`, which takes that name only if the block succeeds.
+
+    Until then an older file stays intact. A power cut loses nothing either: the content is on the disk before the file
+    gets its name, and the name before the block is left. The temporary file is called `path`.PID.part; those of killed
+    writers are removed first.
+
+    Args:
+        path: of the file; its folder is made if need be.
+        mode, options: as of `open`. Text is written as UTF-8 unless `options` name another encoding.
+
+    Yields:
+        The open file.
+
+    Raises:
+        OSError: the file cannot be written; the message names it, and says what to do.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(f'{path} is a folder, so no file can be written there: rename the folder, or give '
+                                'another path')
+    if 'b' not in mode:
+        options.setdefault('encoding', 'utf-8')
+    folder = os.path.dirname(path) or '.'
+    temporary = f'{path}.{os.getpid()}.part'
+    try:
+        os.makedirs(folder, exist_ok=True)
+        clear_strays(path)
+        file = open(temporary, mode, **options)  # noqa: SIM115
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        with file:
+            _lock(file)
+            yield file
+            file.flush()
+            _sync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:  # Ctrl-C leaves nothing behind either
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        if isinstance(error, OSError) and (error.errno in NO_ROOM or error.filename == temporary):
+            raise _cannot_write(path, error) from error
+        raise
+    sync_folder(folder)
+
+
+def _cannot_write(path, error):
+    """An error as `error`, which says in a sentence what to do."""
+    remedy = ('make room on its disk' if error.errno in NO_ROOM else
+              'close programs that have it open, allow writing to its folder, or choose another one')
+    plain = type(error)(f'{path} cannot be written ({error.strerror or error}): {remedy}')
+    plain.errno = error.errno
+    return plain
+
+
+def _lock(file):
+    """Marks a temporary file as one that is being written. The mark goes with the process, however that ends."""
+    if fcntl:
+        with contextlib.suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _sync(descriptor):
+    """Waits until a file's content is on the disk."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNKNOWN_CALL:  # some file systems have no such call
+            raise
+
+
+def sync_folder(path):
+    """Wait until the names in a folder are on the disk, where the operating system allows it (Windows doesn't)."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path or '.', os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def clear_strays(*paths):
+    """Remove the temporary files that killed writers of the files `paths` have left.
+
+    Files that are still being written stay, and so does everything whose name is not a path's own with .PID.part. What
+    cannot be removed stays too.
+    """
+    for path in map(os.fspath, paths):
+        folder, name = os.path.split(path)
+        with contextlib.suppress(OSError):
+            for other in os.listdir(folder or '.'):
+                if re.fullmatch(re.escape(name) + r'\.[0-9]+\.part', other):
+                    with contextlib.suppress(OSError):
+                        _remove_stray(os.path.join(folder, other))
+
+
+def _remove_stray(path):
+    if os.path.islink(path) or not os.path.isfile(path):
+        return  # none of ours
+    if fcntl:
+        with open(path, 'rb') as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
+            os.remove(path)
+    else:
+        os.remove(path)
+
+
+# Text -----------------------------------------------------------------------------------------------------------------
+
+
+def printable(text, stream=None, keep=''):
+    r"""Text that is safe to print: names in it can neither steer the terminal nor fail to be encoded.
+
+    Control characters, bidirectional marks and halves of characters become escapes such as \x1b, and so does every
+    character that the terminal's encoding lacks.
+
+    Args:
+        text: any object; its `str` is taken.
+        stream: where it will be printed, sys.stdout if None.
+        keep: control characters that stay, such as '\n'.
+
+    Returns:
+        The str, unchanged if nothing in it is unsafe.
+    """
+    text = ''.join(character if character.isprintable() or character in keep or character == '\u3000'
+                   else character.encode('unicode_escape').decode() for character in str(text))
+    encoding = getattr(stream or sys.stdout, 'encoding', None) or 'utf-8'
+    return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def print_banner(data_set, stand_in, reason, remedy):
+    """Say on stderr, so that nobody misses it, that a data set is not there and what takes its place.
+
+    Args:
+        data_set: its name, such as 'Omniglot'.
+        stand_in: what is used instead, in the plural.
+        reason: why, without a full stop.
+        remedy: how to get the data, in the imperative, one line or several.
+    """
+    rule = '!' * 100
+    why = f'!!  Why: {reason}.'
+    how = f'!!  To get the data: {remedy}.'.replace('\n', '\n!!  ')
+    text = f"""
+{rule}
+!!  THIS IS NOT {data_set.upper()}: {stand_in} are used in its place.
+!!
+{why}
+!!  The numbers of this run are NOT results on {data_set} and cannot be compared with the paper's.
+!!
+{how}
+{rule}
+"""
+    print(printable(text, sys.stderr, keep='\n'), file=sys.stderr, flush=True)
