@@ -6,7 +6,7 @@ FOLDER/support/CLASS/ holds the examples, the same number for each class, and FO
 strokes on light paper, a character filling most of each. Prints a line for each query: the file, its class, and the
 class's probability.
 """
-import training  # first: it readies Chainer for today's NumPy
+import chainer_compat  # noqa: F401  (before Chainer)
 
 import argparse
 import os
@@ -17,6 +17,7 @@ import chainer.functions as F
 import numpy as np
 
 import data
+from experiment.console import plain_errors
 from train_omniglot import load
 
 
@@ -49,7 +50,7 @@ def main():
     parser.add_argument('model', help='npz of a trained model')
     parser.add_argument('folder', help='holds support/CLASS/ and query/')
     args = parser.parse_args()
-    with training.plain_errors():
+    with plain_errors():
         classes = read_folder(os.path.join(args.folder, 'support'))
         if len(classes) < 2:
             raise ValueError('%s holds one class: give examples of two or more' % os.path.dirname(classes[0]))
