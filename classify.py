@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 import data
-import training
+from experiment.console import plain_errors
 from ops.compat import F, chainer
 from train_omniglot import load
 
@@ -47,7 +47,7 @@ def main():
     parser.add_argument('model', help='npz of a trained model')
     parser.add_argument('folder', help='holds support/CLASS/ and query/')
     args = parser.parse_args()
-    with training.plain_errors():
+    with plain_errors():
         classes = read_folder(os.path.join(args.folder, 'support'))
         if len(classes) < 2:
             raise ValueError('%s holds one class: give examples of two or more' % os.path.dirname(classes[0]))
