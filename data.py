@@ -1,7 +1,7 @@
 """Few-shot data: Omniglot, mini-ImageNet, MNIST, synthetic stand-ins for them, and the sampler of episodes.
 
-A data set is a plain dict {class name: uint8 array of images}; the images of a class have the shape
-(n_images, H, W), or (n_images, H, W, 3) in colour, and 255 means full ink or full brightness.
+A data set is a plain dict {class name: uint8 array of images}; the images of a class have the shape (n_images, H, W),
+or (n_images, H, W, 3) in colour, and 255 means full ink or full brightness. `save_classes` writes one's own to a file.
 """
 
 import typing
@@ -57,7 +57,11 @@ def read_character(path):
 def turned(classes):
     """Four classes of each: its square images turned by 0, 90, 180 and 270 degrees.
 
-    Takes a data set, a dict, and returns one with names such as 'name, 90 degrees'; the images are views of the given.
+    Args:
+        classes: a data set, {class name: uint8 images}.
+
+    Returns:
+        A data set with names such as 'name, 90 degrees'; the images are views of the given.
     """
     return {f'{name}, {90 * turns} degrees': np.rot90(images, turns, axes=(1, 2))
             for name, images in classes.items() for turns in range(4)}
@@ -81,13 +85,19 @@ class Episode(typing.NamedTuple):
 class EpisodeSampler:
     """An endless iterator over random episodes.
 
-    Each episode has `way` different classes, labelled in random order, and of each class `shot` support and
-    `n_query` query images, all different. With `rotate`, each class is turned by a random multiple of 90
-    degrees, support and query alike. The arrays are of `xp`, numpy or cupy. The random numbers are the
-    sampler's own and depend on `seed` alone.
+    The random numbers are the sampler's own and depend on the seed alone.
 
-    Raises ValueError if way < 2, shot < 1 or n_query < 1, if there are too few classes or images for
-    them, if images are not uint8, or if images to rotate are not square.
+    Args:
+        classes: a data set, {class name: uint8 (n_images, H, W) or (n_images, H, W, 3)}.
+        way: different classes in an episode, 2 or more, labelled in random order.
+        shot, n_query: support and query images of each of them, 1 or more, all different.
+        rotate: turn each class by a random multiple of 90 degrees, support and query alike.
+        seed: what `numpy.random.RandomState` takes.
+        xp: the module of the arrays, numpy or cupy.
+
+    Raises:
+        ValueError: way, shot or n_query is too small, there are too few classes or images for them, images are not
+            uint8, or images to rotate are not square.
     """
 
     def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np):
@@ -147,15 +157,23 @@ class EpisodeSampler:
         return self.xp.asarray(np.divide(x, 255, dtype=np.float32, order='C')), self.xp.asarray(y)
 
     def get_state(self):
-        """The state of the random generator, a uint32 array (628,): it fits in an npz."""
+        """The state of the random generator.
+
+        Returns:
+            A uint32 array (628,), which fits in an npz.
+        """
         _, key, position, has_gauss, gauss = self._rng.get_state()
         counters = np.array([position, has_gauss], dtype=np.uint32)
         return np.concatenate([key, counters, np.array([gauss]).view(np.uint32)])
 
     def set_state(self, state):
-        """Go on exactly where the sampler whose `get_state` gave `state` was.
+        """Go on exactly where another sampler was.
 
-        Raises ValueError if `state` is not a uint32 array (628,).
+        Args:
+            state: what its `get_state` gave, a uint32 array (628,).
+
+        Raises:
+            ValueError: `state` is no such array.
         """
         if state.shape != (628,) or state.dtype != np.uint32:
             raise ValueError(f'a {state.dtype} array of shape {state.shape} is not the state of a sampler: '

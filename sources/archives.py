@@ -67,8 +67,8 @@ class Archive:
                 self.headers[name] = _read_header(content, member)
 
     def _check_directory(self):
-        """{name: ZipInfo} of the members, which must lie apart from each other, and be what NumPy writes."""
-        members, end = {}, 0
+        """{name: ZipInfo} of the members, which must follow each other without gaps, and be what NumPy writes."""
+        members, end, slack = {}, 0, 0
         for member in sorted(self._zip.infolist(), key=lambda member: member.header_offset):
             name = member.filename
             if UNSAFE.search(member.orig_filename):
@@ -82,14 +82,17 @@ class Archive:
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise ValueError(f'{name!r} in it is compressed in an unknown way')
             start = self._data_start(member)
-            if member.header_offset < end or start + member.compress_size > self._zip.start_dir:
-                raise ValueError(f'{name!r} reaches beyond its place in the file')
+            if not end <= member.header_offset <= end + slack:
+                raise ValueError(f'{name!r} does not begin where the array before it ends')
             stored = member.compress_type == zipfile.ZIP_STORED
             if stored and member.file_size != member.compress_size or (
                     member.file_size > MAX_RATIO * member.compress_size):
                 raise ValueError(f'{name!r} claims other bytes than the file has')
             members[name] = member
             end = start + member.compress_size
+            slack = 24 if member.flag_bits & 8 else 0  # its checksum and sizes may follow
+        if not end <= self._zip.start_dir <= end + slack:
+            raise ValueError('its directory does not begin where its last array ends')
         return {member.filename[:-4]: member for member in self._zip.infolist()}
 
     def _data_start(self, member):
@@ -134,12 +137,11 @@ class Archive:
             file.read(size)
             content = bytearray(self._members[name].file_size - size)
             view, n_read = memoryview(content), 0
-            while n_read < len(content):
+            while n_read < len(content):  # at the member's end its checksum is compared
                 n_new = file.readinto(view[n_read:n_read + CHUNK])
                 if not n_new:
                     raise ValueError('it is cut short')
                 n_read += n_new
-            file.read(1)  # at its end the member's checksum is compared
             array = np.ndarray(shape, dtype, content, order='F' if fortran else 'C')
             return np.ascontiguousarray(array, dtype.newbyteorder('=')).reshape(shape)
 
@@ -162,7 +164,7 @@ def _read_header(file, member):
         if read is None:
             raise ValueError(f'version {version} of the .npy format is unknown')
         shape, fortran, dtype = read(file)
-    except MemoryError:
+    except (MemoryError, zipfile.BadZipFile, zlib.error):
         raise
     except Exception as error:  # the header is a Python literal, which can fail to be read in many ways
         message = str(error).split('\n')[0][:200]

@@ -5,12 +5,14 @@ import errno
 import os
 import re
 import sys
+import time
 
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed
     fcntl = None
 
+MAX_TRIES = 100  # to open a temporary file
 # What `open` or `write` fail with when there is no room for a file.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
 UNKNOWN_CALL = {errno.EINVAL, errno.ENOSYS, getattr(errno, 'ENOTSUP', errno.EINVAL)}
@@ -48,16 +50,18 @@ def replacing(path, mode='wb', **options):
     try:
         os.makedirs(folder, exist_ok=True)
         clear_strays(path)
-        file = open(temporary, mode, **options)  # noqa: SIM115
+        file = _open_locked(temporary, mode, options)
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:
         with file:
-            _lock(file)
             yield file
             file.flush()
             _sync(file.fileno())
-        os.replace(temporary, path)
+            if fcntl:  # while the lock keeps others from clearing the file away
+                os.replace(temporary, path)
+        if not fcntl:  # Windows renames no open file
+            os.replace(temporary, path)
     except BaseException as error:  # Ctrl-C leaves nothing behind either
         with contextlib.suppress(OSError):
             os.remove(temporary)
@@ -76,11 +80,23 @@ def _cannot_write(path, error):
     return plain
 
 
-def _lock(file):
-    """Marks a temporary file as one that is being written. The mark goes with the process, however that ends."""
-    if fcntl:
-        with contextlib.suppress(OSError):  # not every file system has locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _open_locked(path, mode, options):
+    """Opens a temporary file, locked as one that is being written. The lock ends with the process, come what may."""
+    for _ in range(MAX_TRIES):
+        file = open(path, mode, **options)
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process is clearing it away: once more
+            file.close()
+            time.sleep(0.01)
+            continue
+        except OSError:  # a file system without locks
+            return file
+        if os.path.exists(path):
+            return file
+        file.close()  # it has been cleared away before it was locked
+    return open(path, mode, **options)
 
 
 def _sync(descriptor):
@@ -123,7 +139,8 @@ def _remove_stray(path):
     if fcntl:
         with open(path, 'rb') as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while its writer lives
-            os.remove(path)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):  # or else it is another's by now
+                os.remove(path)
     else:
         os.remove(path)
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+import data
+
 
 def marked_classes(n_classes=8, n_images=6, shape=(4, 4)):
     """Classes whose images tell where they come from: pixel (0, 0) is the class, (0, 1) the image."""
@@ -20,3 +22,14 @@ def same(a, b):
 
 def same_classes(a, b):
     return list(a) == list(b) and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def drawings(names, size=28, colour=False, seed=0, n_images=20):
+    random = np.random.RandomState(seed)
+    shape = (n_images, size, size, 3) if colour else (n_images, size, size)
+    return {name: random.randint(256, size=shape).astype(np.uint8) for name in names}
+
+
+def save_own(folder, train, test):
+    data.save_classes(folder / 'train.npz', train)
+    data.save_classes(folder / 'test.npz', test)

@@ -174,6 +174,27 @@ def test_classes_with_too_few_images_are_counted_and_five_are_named():
     assert 'class 5' not in str(error.value) and 'big' not in str(error.value)
 
 
+# Shapes of images -----------------------------------------------------------------------------------------------------
+
+
+def test_the_shape_of_images_is_channels_and_size():
+    assert data.image_shape(marked_classes(shape=(4, 4))) == (1, 4)
+    assert data.image_shape(marked_classes(shape=(5, 5, 3))) == (3, 5)
+
+
+@pytest.mark.parametrize('classes, message', [
+    ({}, 'no classes'),
+    (marked_classes(shape=(4, 5)), "'class 0' are 5 pixels wide and 4 high"),
+    ({**marked_classes(1), 'b': np.ones((1, 5, 5), np.uint8)}, "'b' have shape .5, 5., those of class 'class 0'"),
+    ({**marked_classes(1), 'b': np.ones((1, 4, 4, 3), np.uint8)}, "'b' have shape .4, 4, 3., those of class 'class 0'"),
+    ({'a': np.ones((4, 4), np.uint8)}, "'a' are an array of shape"),
+    ({'a': np.ones((4, 4, 4, 2), np.uint8)}, "'a' are an array of shape"),
+])
+def test_images_of_no_usable_shape_are_refused_in_words(classes, message):
+    with pytest.raises(ValueError, match=message):
+        data.image_shape(classes)
+
+
 # Synthetic data -------------------------------------------------------------------------------------------------------
 
 
@@ -271,3 +292,12 @@ def test_without_mini_imagenet_textures_take_its_place(tmp_path, capsys, monkeyp
     assert (len(train), len(dev), len(test), name) == (64, 16, 20, 'synthetic textures')
     assert train['texture0000'].shape == (40, 84, 84, 3)
     assert 'THIS IS NOT MINI-IMAGENET' in capsys.readouterr().err
+
+
+def test_mini_imagenet_refuses_ones_own_blank_and_repeated_images(tmp_path):
+    save_parts(tmp_path, train=colours('ab'), dev=colours('c'), test={'d': colours('b')['b'][:1]})
+    with pytest.raises(ValueError, match="image 0 of class 'd' in .*test.npz is the same as image 0 of class 'b'"):
+        data.mini_imagenet(str(tmp_path))
+    save_parts(tmp_path, test={'d': np.zeros((2, 4, 4, 3), np.uint8)})
+    with pytest.raises(ValueError, match="test.npz: image 0 of class 'd' is blank"):
+        data.mini_imagenet(str(tmp_path))

@@ -1,5 +1,6 @@
 """Omniglot, of which the tests make small copies, and data of the user's own in its place."""
 
+import functools
 import hashlib
 import io
 import os
@@ -9,7 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from data_sets import same, same_classes
+from data_sets import drawings, same, same_classes, save_own
 from PIL import Image
 
 import data
@@ -323,14 +324,95 @@ def test_a_bad_zip_is_refused(folder, spoil, message):
 
 @pytest.mark.skipif(not os.environ.get('OMNIGLOT_DIR'),
                     reason='OMNIGLOT_DIR does not name a folder with the two zips of the real Omniglot')
-@pytest.mark.parametrize('split, n_train, n_test',
-                         [('previous', 1200, 423), ('standard', 964, 659), ('dev', 1100, 100)])
-def test_the_real_omniglot(tmp_path, split, n_train, n_test):
-    train, test, name = data.omniglot(tmp_path, split)
-    assert (len(train), len(test), name) == (n_train, n_test, 'Omniglot')
-    assert not train.keys() & test.keys()
-    assert all(images.shape == (20, 28, 28) for images in [*train.values(), *test.values()])
-    for classes in (train, test):
-        images = np.concatenate(list(classes.values()))
-        assert 0.05 < images.mean() / 255 < 0.12  # thin strokes of ink on empty paper
-        assert (images.max(axis=(1, 2)) > 128).mean() > 0.99
+def test_the_real_omniglot(tmp_path, monkeypatch):
+    monkeypatch.setattr(omniglot, '_read_source', functools.lru_cache(None)(omniglot._read_source))
+    for split, n_train, n_test in ('previous', 1200, 423), ('standard', 964, 659), ('dev', 1100, 100):
+        train, test, name = data.omniglot(tmp_path, split)
+        assert (len(train), len(test), name) == (n_train, n_test, 'Omniglot')
+        assert not train.keys() & test.keys()
+        assert all(images.shape == (20, 28, 28) for images in [*train.values(), *test.values()])
+        for classes in (train, test):
+            images = np.concatenate(list(classes.values()))
+            assert 0.05 < images.mean() / 255 < 0.12  # thin strokes of ink on empty paper
+            assert (images.max(axis=(1, 2)) > 128).mean() > 0.99
+        again = data.omniglot(tmp_path, split, download=False)  # from the kept files
+        assert same_classes(again[0], train) and same_classes(again[1], test) and again[2] == 'Omniglot'
+
+
+# Data of one's own ----------------------------------------------------------------------------------------------------
+
+
+def test_ones_own_classes_go_before_the_zips_and_are_never_written_over(folder):
+    save_own(folder, drawings('ab'), drawings('c', seed=1))
+    save_own(folder / 'previous', drawings('de'), drawings('f', seed=1))
+    assert list(data.omniglot(folder)[0]) == ['a', 'b']
+    for name in ('train.npz', 'test.npz'):
+        (folder / name).unlink()
+    assert list(data.omniglot(folder)[0]) == ['d', 'e']
+    cut(folder / 'previous' / 'test.npz')
+    with pytest.raises(ValueError, match='test.npz'):
+        data.omniglot(folder)
+    (folder / 'previous' / 'test.npz').unlink()
+    with pytest.raises(FileNotFoundError, match='test.npz does not exist'):
+        data.omniglot(folder)
+    assert list(data.load_classes(folder / 'previous' / 'train.npz')) == ['d', 'e']
+
+
+def test_omniglots_numbers_alone_do_not_make_data_omniglot(folder):
+    train, test, name = data.omniglot(folder)
+    assert name == 'Omniglot'
+    save_own(folder / 'previous', drawings(train, size=32), drawings(test, size=32, seed=1))
+    assert data.omniglot(folder)[2] == f'own data ({folder.name})'
+    save_own(folder / 'previous', drawings(train, n_images=19), drawings(test, n_images=19, seed=1))
+    assert data.omniglot(folder)[2] == f'own data ({folder.name})'
+    save_own(folder / 'previous', {c: np.zeros((20, 28, 28), np.uint8) for c in train}, test)
+    with pytest.raises(ValueError, match="image 0 of class '0001' is blank"):
+        data.omniglot(folder)
+
+
+@pytest.mark.parametrize('spoil, message', [
+    (lambda png: b'', 'cannot identify image'),
+    (lambda png: png[:60], 'truncated'),
+    (lambda png: png + bytes(1 << 20), r'it has \d+ bytes'),
+    (lambda png: large_image(20000, 1), '20000x1'),
+    (lambda png: large_image(105, 105), 'blank'),
+])
+def test_drawings_that_are_broken_huge_or_blank_are_refused_by_name(folder, tmp_path, spoil, message):
+    content = members('images_evaluation', CHARACTERS[1])
+    name = 'images_evaluation/Greek/character09/0009_02.png'
+    content[name] = spoil(content[name])
+    write_zip(folder / ZIPS[1], content)
+    with pytest.raises(ValueError, match=f'{name} cannot be read.*{message}'):
+        data.omniglot(folder)
+    (folder / ZIPS[1]).rename(tmp_path / 'other.zip')
+    with zipfile.ZipFile(tmp_path / 'other.zip') as archive:
+        archive.extractall(folder)
+    with pytest.raises(ValueError, match=f'{name[18:]} cannot be read.*{message}'):
+        data.omniglot(folder)
+
+
+def large_image(width, height):
+    png = io.BytesIO()
+    Image.new('1', (width, height), 1).save(png, 'png')
+    return png.getvalue()
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no pipes with names')
+def test_a_pipe_among_extracted_drawings_is_not_waited_for(folder):
+    with zipfile.ZipFile(folder / ZIPS[0]) as archive:
+        archive.extractall(folder)
+    (folder / ZIPS[0]).unlink()
+    path = folder / 'images_background' / 'Greek' / 'character02' / '0002_05.png'
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match='0002_05.png cannot be read.*it is no file'):
+        data.omniglot(folder)
+
+
+@pytest.mark.parametrize('offset, value', [(8, 1), (10, 99)])
+def test_zips_that_are_encrypted_or_compressed_in_an_unknown_way_are_refused(folder, offset, value):
+    content = bytearray((folder / ZIPS[1]).read_bytes())
+    content[content.rindex(b'PK\x01\x02') + offset] = value
+    (folder / ZIPS[1]).write_bytes(content)
+    with pytest.raises(ValueError, match=r'images_evaluation\.zip.*cannot be read.*https://'):
+        data.omniglot(folder)
