@@ -81,7 +81,7 @@ EARLIER = {'channels': 3, 'amsgrad': False, 'clipping': 'together', 'average_dec
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries', 'n_test_episodes',
                  'inserted_scale')
-# The paper's models: classes and sizes. Others are named in results, and not compared with the paper's.
+# The paper's sizes of a model. Others are named in results, and not compared with the paper's.
 SIZES = {'n_filters': 32, 'n_slow': 3, 'n_steps': 10}
 PAPER = 49.21  # 5-way 1-shot, table 2, in %
 
@@ -97,7 +97,7 @@ def build(settings, ways):
 
 
 def usual_classes(settings):
-    """The classes of what `build` makes as it stands. Others are named in results, and not compared with the paper's."""
+    """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
     return {'class_of_model': 'beyond.CentredMetaNet' if settings['centred'] else 'metanet.MetaNet',
             'class_of_base': 'metanet.MLP' if settings['model'] == 'partial, u' else 'metanet.CNN',
             'class_of_embed': 'metanet.CNN'}

@@ -110,16 +110,16 @@ def build(settings, ways):
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     if settings['variant'] == 'MetaNet+':
         if settings['centred']:
-            raise ValueError(f"centred = {settings['centred']!r} goes with MetaNet and MetaNet-: leave it '' for MetaNet+")
+            raise ValueError(f"centred = {settings['centred']!r} goes with MetaNet and MetaNet-: '' for MetaNet+")
         return MetaNetPlus(base, embed, ways, settings['n_steps'])
     metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
     return metanet(base, embed, ways, settings['n_steps'], task_level=settings['variant'] == 'MetaNet')
 
 
 def usual_classes(settings):
-    """The classes of what `build` makes as it stands. Others are named in results, and not compared with the paper's."""
+    """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
     model = ('variants.MetaNetPlus' if settings['variant'] == 'MetaNet+' else
-             'beyond.CentredMetaNet' if settings['centred'] else 'metanet.MetaNet')
+             'beyond.CentredMetaNet' if settings.get('centred') else 'metanet.MetaNet')
     return {'class_of_model': model, 'class_of_base': 'metanet.CNN', 'class_of_embed': 'metanet.CNN'}
 
 

@@ -244,15 +244,20 @@ def test_a_network_of_another_class_neither_goes_on_nor_loads(script, trained, m
 
 def test_only_the_papers_own_model_is_compared_with_it():
     settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5, 'nb_samples_per_class': 1,
-                'data': 'Omniglot', 'n_filters': 64, 'n_steps': 5, 'centred': '', **train_omniglot.USUAL}
+                'data': 'Omniglot', 'n_filters': 64, 'n_steps': 5, 'centred': ''}
+    settings.update(train_omniglot.usual_classes(settings))
     assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot')[5] == 98.95
     assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet trained 5-way, on Omniglot, previous split'
     for name, value, words in (('n_filters', 32, 'MetaNet (32 filters)'), ('n_steps', 3, 'MetaNet (3 steps)'),
                                ('class_of_base', 'mine.MLP', 'MetaNet (base: mine.MLP)'),
-                               ('centred', 'fc', 'MetaNet (centred: fc)'), ('class_of_model', 'mine.Net', 'mine.Net')):
+                               ('class_of_model', 'mine.Net', 'mine.Net')):
         other = dict(settings, **{name: value})
         assert train_omniglot.paper_accuracies(other, 1, 'Omniglot') == {}
         assert train_omniglot.label(other, 'Omniglot').startswith(words + ' trained')
+    # A named extension stands beside the paper's numbers.
+    centred = dict(settings, centred='fc', class_of_model='beyond.CentredMetaNet')
+    assert train_omniglot.paper_accuracies(centred, 1, 'Omniglot')[5] == 98.95
+    assert train_omniglot.label(centred, 'Omniglot').startswith('MetaNet (centred: fc) trained')
 
 
 def test_models_of_earlier_versions_load():
