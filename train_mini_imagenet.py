@@ -19,12 +19,12 @@ import numpy as np
 
 import data
 from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
-from experiment.checkpoints import WEIGHTS, Snapshot, check_folder, claim, load_model, save_models
+from experiment.checkpoints import WEIGHTS, Snapshot, check_folder, claim, class_names, load_model, save_models
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
 from experiment.log import Log, Report
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, device_of, train
-from experiment.results import model_name, report_result, result_label, write_results
+from experiment.results import is_papers, model_name, report_result, result_label, write_results
 from experiment.settings import COMMON, configured, one_of, refuse_conflicts, refuse_images, whole
 from metanet import CNN, MLP, MetaNet
 from ops.compat import chainer, training
@@ -81,6 +81,8 @@ EARLIER = {'channels': 3, 'amsgrad': False, 'clipping': 'together', 'average_dec
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries', 'n_test_episodes',
                  'inserted_scale')
+# The paper's models: classes and sizes. Others are named in results, and not compared with the paper's.
+SIZES = {'n_filters': 32, 'n_slow': 3, 'n_steps': 10}
 PAPER = 49.21  # 5-way 1-shot, table 2, in %
 
 
@@ -92,6 +94,13 @@ def build(settings, ways):
     base = MLP(embed.n_out) if on_keys else CNN(settings['n_filters'], **sizes)
     metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
     return metanet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
+
+
+def usual_classes(settings):
+    """The classes of what `build` makes as it stands. Others are named in results, and not compared with the paper's."""
+    return {'class_of_model': 'beyond.CentredMetaNet' if settings['centred'] else 'metanet.MetaNet',
+            'class_of_base': 'metanet.MLP' if settings['model'] == 'partial, u' else 'metanet.CNN',
+            'class_of_embed': 'metanet.CNN'}
 
 
 def train_model(settings):
@@ -112,6 +121,7 @@ def train_model(settings):
             metanet.initialize_uniform(seed, way=n_outputs_train)
         metanet.initialize_inserted(n_outputs_train, seed, inserted_scale)
         metanet.to_device(device)
+        settings.update(class_names(metanet, usual_classes(settings)))
         optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(metanet)
         optimizer.add_hook(Clipping(clip, clipping == 'apart'))
         claim(out, settings, EARLIER)
@@ -178,9 +188,11 @@ def task_sampler(classes, kind, way, shot, xp):
 
 def report(trained, source, sampler, result, keep=None):
     """Prints the result of a test on `source` of a model whose settings are `trained`; `keep` as of `final_test`."""
-    label = result_label(model_name('MetaNet', trained, trained['model']), trained, source)
+    usual = usual_classes(trained)
+    label = result_label(model_name('MetaNet', trained, usual, SIZES, trained['model']), trained, source)
     one_shot = sampler.shot == trained['nb_samples_per_class'] == 1
-    comparable = trained['data'] == source == 'mini-ImageNet' and sampler.way == 5 and one_shot
+    comparable = (trained['data'] == source == 'mini-ImageNet' and sampler.way == 5 and one_shot
+                  and is_papers(trained, usual, SIZES))
     report_result(label, sampler, n_test_episodes, result, PAPER if comparable else None, keep)
 
 
@@ -188,6 +200,7 @@ def load(path, ways, inserted_scale=0.1, weights=''):
     """A trained model, `best.npz`, `best_average.npz` or `model.npz`; see `train_omniglot.load`."""
     model, settings = load_model(path, lambda settings: build(settings, [settings['n_outputs_train']]), CHECKS, EARLIER,
                                  weights)
+    settings.update(class_names(model, usual_classes(settings)))
     for way in ways:
         model.base.add_way(way)
         model.embed.add_way(way)

@@ -18,12 +18,12 @@ import numpy as np
 
 import data
 from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
-from experiment.checkpoints import Snapshot, check_folder, claim, load_model, save_models
+from experiment.checkpoints import Snapshot, check_folder, claim, class_names, load_model, save_models
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
 from experiment.log import Log, Report
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, device_of, train
-from experiment.results import final_test, model_name, result_label, write_results
+from experiment.results import final_test, is_papers, model_name, result_label, write_results
 from experiment.settings import COMMON, as_tuple, configured, one_of, refuse_conflicts, refuse_images, whole, wholes
 from metanet import CNN, MetaNet
 from ops.compat import chainer, training
@@ -85,6 +85,8 @@ EARLIER = {'channels': 1, 'image_size': 28, 'amsgrad': False, 'clipping': 'toget
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_final_episodes',
                  'inserted_scale')
+# The paper's sizes of a model. Others are named in results, and not compared with the paper's.
+SIZES = {'n_filters': 64, 'n_steps': 5}
 # One-shot accuracies of the paper, in %: trained and tested on the same way (tables 1 and 3), ...
 PAPER = {
     ('previous', 'MetaNet'): {5: 98.95, 10: 98.67, 15: 97.11, 20: 97.0},
@@ -114,6 +116,13 @@ def build(settings, ways):
     return metanet(base, embed, ways, settings['n_steps'], task_level=settings['variant'] == 'MetaNet')
 
 
+def usual_classes(settings):
+    """The classes of what `build` makes as it stands. Others are named in results, and not compared with the paper's."""
+    model = ('variants.MetaNetPlus' if settings['variant'] == 'MetaNet+' else
+             'beyond.CentredMetaNet' if settings['centred'] else 'metanet.MetaNet')
+    return {'class_of_model': model, 'class_of_base': 'metanet.CNN', 'class_of_embed': 'metanet.CNN'}
+
+
 def train_model(settings):
     """Trains a model and tests it."""
     ways = as_tuple(n_outputs_test)
@@ -136,6 +145,7 @@ def train_model(settings):
             model.initialize_uniform(seed, way=n_outputs_train)
         model.initialize_inserted(n_outputs_train, seed, inserted_scale)
         model.to_device(device)
+        settings.update(class_names(model, usual_classes(settings)))
         optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(model)
         optimizer.add_hook(Clipping(clip, clipping == 'apart'))
         claim(out, settings, EARLIER)
@@ -197,6 +207,8 @@ def paper_accuracies(settings, shot, source):
     trained, model = settings['n_outputs_train'], (settings['split'], settings['variant'])
     if not shot == settings['nb_samples_per_class'] == 1 or not settings['data'] == source == 'Omniglot':
         return {}
+    if not is_papers(settings, usual_classes(settings), SIZES):
+        return {}
     accuracies = {trained: PAPER.get(model, {}).get(trained)}
     across = PAPER_ACROSS.get(trained, {}) if model == ('previous', 'MetaNet') else {}
     return {**accuracies, **across}
@@ -205,7 +217,8 @@ def paper_accuracies(settings, shot, source):
 def label(settings, source):
     """What was trained and on what, and on what it was tested, `source`: for the lines of results."""
     detail = f', {settings["split"]} split' if settings['data'] == 'Omniglot' else ''
-    return result_label(model_name(settings['variant'], settings), settings, source, detail)
+    name = model_name(settings['variant'], settings, usual_classes(settings), SIZES)
+    return result_label(name, settings, source, detail)
 
 
 def load(path, ways, inserted_scale=0.1, weights=''):
@@ -227,6 +240,7 @@ def load(path, ways, inserted_scale=0.1, weights=''):
     """
     model, settings = load_model(path, lambda settings: build(settings, [settings['n_outputs_train']]), CHECKS, EARLIER,
                                  weights)
+    settings.update(class_names(model, usual_classes(settings)))
     for way in ways:
         model.base.add_way(way)
         model.embed.add_way(way)

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import sys
 import zipfile
 
 import numpy as np
@@ -18,6 +19,8 @@ CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate'
 
 # How a model's weights are called, in results and in files, where there is also their average.
 WEIGHTS = {'last': 'last iterate', 'average': 'averaged weights'}
+
+CLASS = 'class_of_'  # begins the names of settings that say of which class a model and its parts are
 
 ANOTHER_FOLDER = 'give this run another folder (out), or remove that one'
 STRAY = re.compile(r'((?:snapshot_[0-9]+|settings\.json|log|log\.csv|learning_curve\.png|model\.npz|best\.npz|'
@@ -59,7 +62,8 @@ def claim(out, settings, earlier):
     changeable = CHANGEABLE if settings.get('n_decay') else CHANGEABLE + ('n_epoch',)
     own = json.loads(json.dumps({name: value for name, value in settings.items() if name not in changeable}))
     if os.path.lexists(path):
-        other = {**earlier, **_read_settings(path)}
+        unrecorded = {name: value for name, value in own.items() if name.startswith(CLASS)}
+        other = {**unrecorded, **earlier, **_read_settings(path)}
         changed = [f'{name} ({shortened(other.get(name))} there, {shortened(own.get(name))} now)'
                    for name in sorted(own.keys() | other.keys()) if own.get(name) != other.get(name)]
         if changed:
@@ -251,6 +255,19 @@ class _Reader(chainer.serializers.NpzDeserializer):
 _PREFIXES = {'last': '', 'average': 'average/'}
 
 
+def class_names(model, names):
+    """{name: class with its module} for names such as class_of_model, the model itself, and class_of_base, a part."""
+    parts = {name: model if name == CLASS + 'model' else getattr(model, name[len(CLASS):], None) for name in names}
+    return {name: _class_name(type(part)) for name, part in parts.items()}
+
+
+def _class_name(cls):
+    module = cls.__module__
+    if module == '__main__':  # as it is called where it is imported
+        module = os.path.splitext(os.path.basename(getattr(sys.modules[module], '__file__', module)))[0]
+    return f'{module}.{cls.__name__}'
+
+
 def save_models(path, models, settings):
     """Writes parameters and the settings of their training to an npz, which is whole or not there at all.
 
@@ -315,6 +332,9 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
         settings.update(weights=weights, all_weights=there)
         if weights not in there:
             raise ValueError(f'it has no {WEIGHTS[weights]}')
+        for name, built in class_names(model, [name for name in settings if name.startswith(CLASS)]).items():
+            if settings[name] != built:
+                raise ValueError(f'its {name} is {shortened(settings[name])}, but {built} is built now')
         serializer = chainer.serializers.DictionarySerializer()
         serializer.save(model)
         ours, its = serializer.target, its[weights]

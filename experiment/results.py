@@ -8,8 +8,27 @@ from experiment.evaluation import interval, pixel_accuracy, test
 from sources.files import replacing
 
 
-def model_name(variant, settings, *remarks):
-    """What a line of results calls a model: its variant, remarks, and how its training departed from the paper's."""
+def is_papers(settings, usual, sizes):
+    """Whether a model is the paper's own, by the settings of its training; see `model_name`."""
+    return all(settings.get(name, value) == value for name, value in {**usual, **sizes}.items())
+
+
+def model_name(variant, settings, usual, sizes, *remarks):
+    """What a line of results calls a model, and in brackets how it and its training depart from the paper's.
+
+    Args:
+        variant: the paper's name for it.
+        settings: dict of its training's, with `weights`, 'last' or 'average', and `checkpoints.class_names`.
+        usual: these class names of the paper's model. Others are named.
+        sizes: {setting: value} of the paper's model. Others are named.
+        remarks: to come first.
+    """
+    others = {name: settings[name] for name, value in usual.items() if settings.get(name, value) != value}
+    variant = variant.replace('MetaNet', others.pop('class_of_model', 'MetaNet'))
+    remarks += tuple(f'{name.replace("class_of_", "")}: {value}' for name, value in others.items())
+    words = {'n_filters': '{} filters', 'n_slow': '{} slow convolutions', 'n_steps': '{} steps'}
+    remarks += tuple(words[name].format(settings[name]) for name, size in sizes.items()
+                     if settings.get(name, size) != size)
     if settings.get('average_decay'):
         remarks += WEIGHTS[settings['weights']],
     departures = {

@@ -49,7 +49,8 @@ def test_it_runs_anywhere_as_a_program_and_says_that_it_is_not_omniglot(tmp_path
     lines = done.stdout.splitlines()
     assert len(lines) == 5 and all('synthetic' in line for line in lines)
     assert 'the paper has no such number' in lines[1] and '8-way 1-shot' in lines[2]
-    assert '(last iterate)' in lines[2] and '(averaged weights)' in lines[3] and '5-way 1-shot' in lines[3]
+    assert '(4 filters, last iterate)' in lines[2]
+    assert '(4 filters, averaged weights)' in lines[3] and '5-way 1-shot' in lines[3]
     pixels = [line.partition(';')[2] for line in lines[1:]]
     assert pixels[:2] == pixels[2:]  # both on the same episodes
     with open(tmp_path / 'here' / 'settings.json') as file:
@@ -140,6 +141,7 @@ def test_a_model_is_refused_by_a_network_that_lacks_a_part(trained, monkeypatch)
             super().__init__(*args, **settings)
             del self.fc1
 
+    Convolutions.__name__, Convolutions.__module__ = 'CNN', 'metanet'  # as if it had been changed in place
     monkeypatch.setattr(train_omniglot, 'CNN', Convolutions)
     with pytest.raises(ValueError, match='the model lacks its base/fc1/W, embed/fc1/W'):
         train_omniglot.load(str(trained / 'here' / 'model.npz'), [5])
@@ -209,3 +211,54 @@ def test_more_epochs_go_on_bit_for_bit(script):
 def test_bad_settings_are_refused_before_any_work(script, words, message):
     assert message in refusal(script, '--out', 'here', *words)
     assert not os.path.exists('here')
+
+
+class Wide(CNN):
+    """A network of one's own, of which no parameter tells."""
+
+
+def test_a_network_of_ones_own_is_named_and_not_compared_with_the_paper(script, monkeypatch, capsys):
+    monkeypatch.setattr(data, 'omniglot', lambda *args: (dict(STROKES[:18]), dict(STROKES[18:]), 'Omniglot'))
+    monkeypatch.setattr(train_omniglot, 'SIZES', {'n_filters': 4, 'n_steps': 5})  # as if small were the paper's
+    train(script)
+    assert 'MetaNet (last iterate) trained' in capsys.readouterr().out
+    monkeypatch.setattr(train_omniglot, 'CNN', Wide)
+    train(script, '--out=wide')
+    shown = capsys.readouterr().out
+    name = 'MetaNet (base: test_train_omniglot.Wide, embed: test_train_omniglot.Wide, last iterate) trained'
+    assert name in shown and 'the paper has no such number' in shown and '98.95' not in shown
+    call(script, '--evaluate=wide/model.npz', '--n_queries_test=2', '--n_final_episodes=3')
+    again = capsys.readouterr().out
+    assert name in again and '98.95' not in again and again.splitlines() == shown.splitlines()[1:]
+
+
+def test_a_network_of_another_class_neither_goes_on_nor_loads(script, trained, monkeypatch):
+    train(script)
+    path = str(trained / 'here' / 'model.npz')
+    monkeypatch.setattr(train_omniglot, 'CNN', Wide)
+    with pytest.raises(ValueError, match="class_of_base is 'metanet.CNN', but test_train_omniglot.Wide is built now"):
+        train_omniglot.load(path, [5])
+    end = refusal(script, *SMALL[script], '--n_epoch=2')
+    assert "other settings: class_of_base ('metanet.CNN' there, 'test_train_omniglot.Wide' now), class_of_embed" in end
+
+
+def test_only_the_papers_own_model_is_compared_with_it():
+    settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5, 'nb_samples_per_class': 1,
+                'data': 'Omniglot', 'n_filters': 64, 'n_steps': 5, 'centred': '', **train_omniglot.USUAL}
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot')[5] == 98.95
+    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet trained 5-way, on Omniglot, previous split'
+    for name, value, words in (('n_filters', 32, 'MetaNet (32 filters)'), ('n_steps', 3, 'MetaNet (3 steps)'),
+                               ('class_of_base', 'mine.MLP', 'MetaNet (base: mine.MLP)'),
+                               ('centred', 'fc', 'MetaNet (centred: fc)'), ('class_of_model', 'mine.Net', 'mine.Net')):
+        other = dict(settings, **{name: value})
+        assert train_omniglot.paper_accuracies(other, 1, 'Omniglot') == {}
+        assert train_omniglot.label(other, 'Omniglot').startswith(words + ' trained')
+
+
+def test_models_of_earlier_versions_load():
+    path = os.path.join(ROOT, 'assets', 'omniglot_20way.npz')
+    with np.load(path) as file:
+        assert 'class_of_base' not in str(file['settings'])
+    model, settings = train_omniglot.load(path, [7])
+    assert settings['class_of_base'] == 'metanet.CNN' and settings['average_decay'] == 0
+    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet trained 20-way, on Omniglot, previous split'
