@@ -12,6 +12,7 @@ from PIL import Image
 import pytest
 
 import preprocess_mini_imagenet as preprocess
+from sources.splits import CSV_FILES
 
 ROOT = os.path.dirname(os.path.abspath(preprocess.__file__))
 CLASSES = {'train': ['n00000010', 'n00000002'], 'dev': ['n00000003'], 'test': ['n00000004']}
@@ -57,7 +58,7 @@ def write_splits(folder, extra=None):
     """Write the split files; `extra` is {csv name: rows to add}."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, synsets in CLASSES.items():
-        name = preprocess.CSV_FILES[split]
+        name = CSV_FILES[split]
         rows = [f'{name_of(synset, rank)},{synset}' for synset in synsets for rank in RANKS]
         (folder / name).write_text('\n'.join(['filename,label'] + rows + (extra or {}).get(name, [])) + '\n')
     return folder
@@ -232,10 +233,9 @@ def interrupt_after(monkeypatch, n_images):
     update, seen = preprocess.tqdm.update, []
 
     def interrupting(bar, n=1):
-        if bar.desc == 'Decoding':
-            seen.append(n)
-            if len(seen) > n_images:
-                raise KeyboardInterrupt
+        seen.append(n)
+        if len(seen) > n_images:
+            raise KeyboardInterrupt
         return update(bar, n)
     monkeypatch.setattr(preprocess.tqdm, 'update', interrupting)
 
@@ -302,7 +302,7 @@ def test_failure_while_writing_leaves_no_npz_and_no_temporary_file(content, run,
 
 def test_leftover_of_a_killed_process_is_no_obstacle(content, run, tmp_path):
     (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / 'train.npz.tmp').write_bytes(b'half an archive')
+    (tmp_path / 'out' / 'train.npz.123.part').write_bytes(b'half an archive')
     run(lay_out(content, 'tars', tmp_path / 'in'))
     assert sorted(os.listdir(tmp_path / 'out')) == ['dev.npz', 'test.npz', 'train.npz']
 
