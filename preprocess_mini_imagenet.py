@@ -43,7 +43,6 @@ import zlib
 from multiprocessing.pool import ThreadPool
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from sources import images
@@ -316,7 +315,7 @@ def main(argv=None):
     message = None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)  # sources.images has bounds of its own
+            warnings.filterwarnings('ignore', module='PIL')  # sources.images decides what is wrong with an image
             run(**vars(args))
     except OSError as error:
         message = f'error: {error}'
