@@ -304,6 +304,18 @@ def test_tars_with_impossible_sizes_end_in_an_error(size, kind, tmp_path):
         tar_files(str(tmp_path / 'a.tar'))
 
 
+def test_a_tar_whose_header_leads_back_is_an_error_and_not_read_for_ever(tmp_path):
+    f = io.BytesIO()
+    with tarfile.open(fileobj=f, mode='w', format=tarfile.PAX_FORMAT) as tar:
+        for i in range(3):
+            member = tarfile.TarInfo(f'{i}.JPEG')
+            member.pax_headers = {'size': '-1536'}
+            tar.addfile(member)
+    (tmp_path / 'a.tar').write_bytes(f.getvalue())
+    with pytest.raises(splits.InputError, match='header at byte 0 is broken'):
+        tar_files(str(tmp_path / 'a.tar'))
+
+
 # Bad input: an error before any image is decoded ----------------------------------------------------------------------
 
 
