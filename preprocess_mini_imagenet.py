@@ -108,8 +108,8 @@ def threads(workers):
     """A pool of threads, none of which is still at work when the block has ended, well or not."""
     try:
         pool = ThreadPool(workers)
-    except RuntimeError as error:
-        raise InputError(f'{workers} threads cannot be started ({error}): give fewer with --workers') from error
+    except (RuntimeError, AttributeError) as error:  # the second is of the pool's own cleaning up after the first
+        raise InputError(f'{workers} threads cannot be started: give fewer with --workers') from error
     try:
         yield pool
     finally:

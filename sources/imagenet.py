@@ -40,12 +40,10 @@ def tar_files(path, start=0, n_bytes=None):
             f.seek(end)
             if end + 512 > stop or f.read(512) != bytes(512):
                 raise tarfile.ReadError(f'no end mark after {len(members)} members')
-    except MemoryError:
-        raise
-    except Exception as error:  # on broken bytes, tarfile raises more than its own errors
-        kind = packing(path) if not start else None
-        raise InputError(f'{path} is no complete, uncompressed tar from byte {start} on: '
-                         + (f'it is compressed with {kind}, uncompress it' if kind else str(error))) from error
+    except Exception as error:  # on broken bytes, tarfile raises more than its own errors, and asks for any memory
+        kind = None if start else packing(path)
+        reason = f'it is compressed with {kind}, uncompress it' if kind else str(error) or type(error).__name__
+        raise InputError(f'{path} is no complete, uncompressed tar from byte {start} on: {reason}') from error
     result = {}
     for member in members:
         if member.isfile() and not member.issparse():
@@ -198,6 +196,7 @@ def _locate_names(source, splits, output):
     advice = ('Put there, once, all images that the split files list; folders of classes, of splits and images/ '
               'may hold them.')
     if n_missing == len(rows):
+        problems = [f'none of the {n_missing} images that the split files list is below {source}']
         advice += ' Of ImageNet itself, put there the tars (n01532829.tar) or folders (n01532829) of all its synsets.'
     archives, pickles = ending(source, ARCHIVES), ending(source, PICKLES)
     if n_missing and archives:
