@@ -22,6 +22,7 @@ WEIGHTS = {'last': 'last iterate', 'average': 'averaged weights'}
 
 CLASS = 'class_of_'  # begins the names of settings that say of which class a model and its parts are
 
+REMEDY = 'give a model.npz or best.npz of a run'
 ANOTHER_FOLDER = 'give this run another folder (out), or remove that one'
 STRAY = re.compile(r'((?:snapshot_[0-9]+|settings\.json|log|log\.csv|learning_curve\.png|model\.npz|best\.npz|'
                    r'best_average\.npz|final_test(?:_[0-9]+)?\.csv))\.[0-9]+\.part')
@@ -301,6 +302,19 @@ def _write_npz(path, arrays):
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
 
+def settings_in(path):
+    """The settings in a model's npz, a dict, before anything else about it is known: they may be of any script.
+
+    Raises:
+        ValueError: the file is no npz, or has no settings.
+        OSError: it cannot be read.
+    """
+    arrays = read_npz(path, REMEDY)
+    if 'settings' not in arrays:
+        raise ValueError(f'{path} is not a model, for it has no settings: {REMEDY}')
+    return _parse_settings(str(arrays['settings']))
+
+
 def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
     """A model saved by `save_models`.
 
@@ -321,8 +335,7 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
         ValueError: the file is not such an npz, or does not fit the model.
         OSError: it cannot be read.
     """
-    remedy = 'give a model.npz or best.npz from one of its runs'
-    arrays = read_npz(path, remedy, finite=True)
+    arrays = read_npz(path, REMEDY, finite=True)
     try:
         settings = _trained_settings(arrays, checks, earlier)
         model = build(settings)
@@ -346,7 +359,7 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
             raise ValueError(f'it lacks {", ".join(missing)}')
         _Reader(its).load(model)
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f'{path} is not a model that this script, as it is now, has trained ({error}): {remedy}'
+        raise ValueError(f'{path} is not a model that this script, as it is now, has trained ({error}): {REMEDY}'
                          ) from error
     return model, settings
 
