@@ -193,7 +193,7 @@ def test_a_model_that_is_none_is_refused(folder, photo_model, tmp_path):
     os.truncate(tmp_path / 'cut.npz', 500)
     assert 'cut.npz is not' in error_of(folder, str(tmp_path / 'cut.npz'))
     for path in (str(tmp_path), '/dev/null', str(tmp_path / 'nothing.npz')):
-        assert f'{path} is no file' in error_of(folder, path)
+        assert f'{path} does not exist or is no file' in error_of(folder, path)
 
 
 def test_names_that_the_terminal_lacks_or_that_steer_it_are_escaped(folder):
