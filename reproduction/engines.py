@@ -129,13 +129,19 @@ def run_on_dask(tasks, progress, out, jobs, scheduler='', gpus=False):
                 files = work.read_folder(task['folder']) if scheduler else {}
                 futures[task['name']] = client.submit(
                     work.work_on_worker, task, token, digest, archive, files, pinned, gpus and not scheduler,
-                    key=f'{task["name"]}-{token}', pure=False, resources={'GPU': 1} if gpus and scheduler else None)
+                    key=f'{task["name"]}-{token}', pure=False, priority=_hours(task),
+                    resources={'GPU': 1} if gpus and scheduler else None)
             _watch(client, {task['name']: task for task in tasks}, futures, progress, stop, variable, news)
             variable.delete()
     finally:
         with contextlib.suppress(OSError):
             os.remove(os.path.join(out, token))
     return stop.pressed
+
+
+def _hours(task):
+    """How long a run may take: the longest come first, so that none is left alone at the end."""
+    return task['hours'] or task['episodes'] / 18000
 
 
 def _watch(client, tasks, futures, progress, stop, variable, news):
