@@ -108,13 +108,11 @@ def run_on_dask(tasks, progress, out, jobs, scheduler='', gpus=False):
     Raises:
         OSError: the scheduler does not answer.
     """
-    import cloudpickle
     from distributed import Variable
 
     token = f'.reproduce_{secrets.token_hex(8)}'
     with open(os.path.join(out, token), 'w', encoding='utf-8'):
         pass
-    cloudpickle.register_pickle_by_value(work)  # workers need not have this project
     try:
         with client_of(jobs, scheduler) as client, Stop() as stop:
             news = queue.SimpleQueue()
@@ -124,11 +122,11 @@ def run_on_dask(tasks, progress, out, jobs, scheduler='', gpus=False):
             project = work.project_files(tasks[0]['root'])
             digest, archive = work.digest_of(project), work.pack(project) if scheduler else None
             pinned = not scheduler and jobs >= (os.cpu_count() or 1)
-            futures = {}
+            function, futures = _on_any_worker(), {}
             for task in tasks:
                 files = work.read_folder(task['folder']) if scheduler else {}
                 futures[task['name']] = client.submit(
-                    work.work_on_worker, task, token, digest, archive, files, pinned, gpus and not scheduler,
+                    function, task, token, digest, archive, files, pinned, gpus and not scheduler,
                     key=f'{task["name"]}-{token}', pure=False, priority=_hours(task),
                     resources={'GPU': 1} if gpus and scheduler else None)
             _watch(client, {task['name']: task for task in tasks}, futures, progress, stop, variable, news)
@@ -137,6 +135,23 @@ def run_on_dask(tasks, progress, out, jobs, scheduler='', gpus=False):
         with contextlib.suppress(OSError):
             os.remove(os.path.join(out, token))
     return stop.pressed
+
+
+def _on_any_worker():
+    """`work.work_on_worker` as a function that scheduler and workers can unpickle without this project."""
+    import cloudpickle
+    cloudpickle.register_pickle_by_value(work)
+    try:
+        pickled = cloudpickle.dumps(work.work_on_worker)
+    finally:
+        cloudpickle.unregister_pickle_by_value(work)
+
+    # A function within a function goes by value, always.
+    def call(*arguments):
+        import cloudpickle
+        return cloudpickle.loads(pickled)(*arguments)
+
+    return call
 
 
 def _hours(task):
