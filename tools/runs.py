@@ -167,3 +167,12 @@ def read_paper(path=PAPER):
             case = row['data'], row['split'], row['model'], int(row['way_trained']), int(row['way_tested'])
             tables.setdefault(row['table'], {})[case] = row['value']
     return tables
+
+
+def table_names(path=PAPER):
+    """The names of the paper's tables and figures, in the file's order.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    return list(dict.fromkeys(row['table'] for _, row in _rows(path)))
