@@ -49,8 +49,8 @@ class LiveActivations(chainer.LinkHook):
     Args:
         model: `MetaNet`.
 
-    Attributes:
-        shares: {layer, such as 'base/conv1': list of shares, one for each call while it was augmented}.
+    Yields:
+        A dict {layer, such as 'base/conv1': list of shares, one for each call while it was augmented}.
     """
 
     name = 'LiveActivations'
@@ -59,6 +59,10 @@ class LiveActivations(chainer.LinkHook):
         self.names = {id(link): name[1:] for name, link in model.namedlinks()
                       if isinstance(link, FastLayer) and link.activation is not None}
         self.shares = {name: [] for name in self.names.values()}
+
+    def __enter__(self):
+        super().__enter__()
+        return self.shares
 
     def forward_postprocess(self, args):
         layer, (x, *_) = args.link, args.args

@@ -1,39 +1,100 @@
-"""Classifies images of characters by a few examples of each, with a model that train_omniglot.py has trained.
+"""Classifies images by a few examples of each class, with a model that one of the two scripts has trained.
 
     python classify.py assets/omniglot_5way.npz FOLDER
 
-FOLDER/support/CLASS/ holds the examples, the same number for each class, and FOLDER/query/ the images to classify: dark
-strokes on light paper, a character filling most of each. Prints a line for each query: the file, its class, and the
-class's probability.
+FOLDER/support/CLASS/ holds the examples, the same number for each class, and FOLDER/query/ the images to classify.
+For a model of train_omniglot.py they are characters, dark strokes on light paper, one filling most of each; for a model
+of train_mini_imagenet.py, colour photos, of which the middle square is taken. Prints a line for each query: the file,
+its class, and the class's probability.
 """
+import signal
+
+if __name__ == '__main__':
+    # Ctrl-C and a closed pipe end it at once and silently, from the imports on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if hasattr(signal, 'SIGPIPE'):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+
 import argparse
 import os
 import sys
+import warnings
 
 import numpy as np
 
-import data
-import training
+import train_mini_imagenet
+import train_omniglot
+from experiment.checkpoints import settings_in
 from ops.compat import F, chainer
-from train_omniglot import load
+from sources.files import printable
+from sources.images import is_system_file, read_character, read_photo
 
 
-def read_folder(folder):
-    """Paths of the files in a folder, by name; hidden ones are left out.
+def read_folder(folder, kind='images'):
+    """Paths of the files, or folders, in a folder, by name; hidden ones and the operating system's are left out.
+
+    Args:
+        folder: path of the folder.
+        kind: 'images', or 'folders of images'.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or something of the other kind.
         OSError: it is no folder.
     """
-    names = sorted(name for name in os.listdir(folder) if not name.startswith('.'))
-    if not names:
-        raise ValueError('%s is empty: put the images there' % folder)
-    return [os.path.join(folder, name) for name in names]
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not is_system_file(name)]
+    if not paths:
+        raise ValueError(f'{folder} is empty: put the {kind} there')
+    for path in paths:
+        if os.path.isdir(path) == (kind == 'images'):
+            raise ValueError(f'{path} is {"a" if kind == "images" else "no"} folder: put only {kind} there')
+    return paths
 
 
-def read_images(paths):
-    """Files -> float32 (n, 1, 28, 28) in [0, 1], 1 for ink."""
-    return np.stack([data.read_character(path) for path in paths])[:, None] / np.float32(255)
+def read_images(paths, image_size=None):
+    """Files -> float32 images in [0, 1].
+
+    Args:
+        paths: of the image files.
+        image_size: None for characters, or the height and width of photos.
+
+    Returns:
+        (n, 1, 28, 28), 1 for ink, or (n, 3, image_size, image_size).
+    """
+    if image_size is None:
+        images = np.stack([read_character(path) for path in paths])[:, None]
+    else:
+        images = np.stack([read_photo(path, image_size) for path in paths]).transpose(0, 3, 1, 2)
+    return np.divide(images, 255, dtype=np.float32, order='C')
+
+
+def load(path, way):
+    """A model of either script, with a softmax layer for `way` classes.
+
+    Returns:
+        `MetaNet`, on the CPU, and the settings of its training.
+
+    Raises:
+        ValueError: the file is not such a model.
+        OSError: it cannot be read.
+    """
+    script = train_mini_imagenet if is_for_photos(settings_in(path)) else train_omniglot
+    return script.load(path, [way], inserted_scale=0)  # 0 is more accurate, see docs/results.md
+
+
+def is_for_photos(settings):
+    """Whether settings are those of train_mini_imagenet.py."""
+    return 'model' in settings
+
+
+def describe(path, settings):
+    """What kind of model a file holds, in words."""
+    kind, usual = 'characters', 'Omniglot'
+    if is_for_photos(settings):
+        kind, usual = f'photos of {settings["image_size"]}x{settings["image_size"]}', 'mini-ImageNet'
+    text = f'{path} is a model for {kind}, trained on {settings["data"]}'
+    if settings['data'] == usual or settings['data'].startswith('own data'):
+        return text
+    return f'{text}, not on {usual}: expect little of it'
 
 
 def probabilities(model, support_x, support_y, query_x):
@@ -42,32 +103,55 @@ def probabilities(model, support_x, support_y, query_x):
         return F.softmax(model(support_x, support_y, query_x)).array
 
 
+def classify(model_path, folder):
+    """Classifies FOLDER/query by FOLDER/support.
+
+    Args:
+        model_path: npz of a trained model.
+        folder: holds support/CLASS/ and query/.
+
+    Returns:
+        A list of (file name, class, its probability), one for each query.
+
+    Raises:
+        ValueError: a file is not what it should be, or the classes have different numbers of examples.
+        OSError: a file or folder cannot be read.
+    """
+    classes = read_folder(os.path.join(folder, 'support'), 'folders of images')
+    if len(classes) < 2:
+        raise ValueError(f'{os.path.dirname(classes[0])} holds one class: give examples of two or more')
+    supports = [read_folder(name) for name in classes]
+    if len(set(map(len, supports))) > 1:
+        counts = [f'{os.path.basename(name)}: {len(paths)}' for name, paths in zip(classes, supports)]
+        raise ValueError(f'the classes in {os.path.dirname(classes[0])} have different numbers of images '
+                         f'({", ".join(counts)}): give as many of each, or the model prefers the largest')
+    queries = read_folder(os.path.join(folder, 'query'))
+    model, settings = load(model_path, len(classes))
+    print(printable(describe(model_path, settings), sys.stderr), file=sys.stderr)
+    examples = [(path, label) for label, paths in enumerate(supports) for path in paths]
+    # The task-level gradients are of groups of examples: as in training, each should see several classes.
+    examples = [examples[i] for i in np.random.RandomState(0).permutation(len(examples))]
+    support, labels = zip(*examples)
+    size = settings['image_size'] if is_for_photos(settings) else None
+    support_x, query_x = (read_images(paths, size) for paths in (support, queries))
+    return [(os.path.basename(path), os.path.basename(classes[p.argmax()]), p.max()) for path, p in
+            zip(queries, probabilities(model, support_x, np.array(labels, np.int32), query_x))]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('model', help='npz of a trained model')
     parser.add_argument('folder', help='holds support/CLASS/ and query/')
     args = parser.parse_args()
-    with training.plain_errors():
-        classes = read_folder(os.path.join(args.folder, 'support'))
-        if len(classes) < 2:
-            raise ValueError('%s holds one class: give examples of two or more' % os.path.dirname(classes[0]))
-        supports = [read_folder(name) for name in classes]
-        if len(set(map(len, supports))) > 1:
-            counts = ['%s: %d' % (os.path.basename(name), len(paths)) for name, paths in zip(classes, supports)]
-            raise ValueError('the classes in %s have different numbers of images (%s): give as many of each, or the '
-                             'model prefers the largest' % (os.path.dirname(classes[0]), ', '.join(counts)))
-        examples = [(path, label) for label, paths in enumerate(supports) for path in paths]
-        # The task-level gradients are of groups of examples: as in training, each should see several classes.
-        examples = [examples[i] for i in np.random.RandomState(0).permutation(len(examples))]
-        support, labels = zip(*examples)
-        queries = read_folder(os.path.join(args.folder, 'query'))
-        support_x, query_x = read_images(support), read_images(queries)
-        model, settings = load(args.model, ways=[len(classes)], inserted_scale=0)  # more accurate, see the README
-        if settings['data'] != 'Omniglot':
-            print('%s was trained on %s, not on Omniglot: expect little of it' % (args.model, settings['data']),
-                  file=sys.stderr)
-    for path, p in zip(queries, probabilities(model, support_x, np.array(labels, np.int32), query_x)):
-        print('%s: %s %.3f' % (os.path.basename(path), os.path.basename(classes[p.argmax()]), p.max()))
+    warnings.filterwarnings('ignore', module='PIL')  # sources.images decides what is wrong with an image
+    try:
+        for name, label, probability in classify(args.model, args.folder):
+            print(f'{printable(name)}: {printable(label)} {probability:.3f}')
+        sys.stdout.flush()
+    except (ValueError, OSError) as error:
+        sys.exit(printable(f'error: {error}', sys.stderr))
+    except MemoryError as error:
+        sys.exit(printable(f'error: too little memory ({error}): give fewer or smaller images', sys.stderr))
 
 
 if __name__ == '__main__':

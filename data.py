@@ -7,51 +7,19 @@ or (n_images, H, W, 3) in colour, and 255 means full ink or full brightness. `sa
 import typing
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from sources.archives import load_classes, save_classes
 from sources.checks import image_shape
 from sources.files import printable, replacing
+from sources.images import read_character
 from sources.mini_imagenet import mini_imagenet
 from sources.mnist import mnist
 from sources.omniglot import SPLITS, omniglot
-from sources.synthetic import SIZE, synthetic_digits, synthetic_strokes, synthetic_textures
+from sources.synthetic import synthetic_digits, synthetic_strokes, synthetic_textures
 
 __all__ = ['SPLITS', 'Episode', 'EpisodeSampler', 'image_shape', 'load_classes', 'mini_imagenet', 'mnist', 'omniglot',
            'printable', 'read_character', 'replacing', 'save_classes', 'synthetic_digits', 'synthetic_strokes',
            'synthetic_textures', 'turned']
-
-
-# Images ---------------------------------------------------------------------------------------------------------------
-
-
-def _shrink(image):
-    return 255 - np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))
-
-
-def read_character(path):
-    """Read an image of dark strokes on light paper, a drawing or a scan, as Omniglot's are read.
-
-    It is turned as its EXIF data say, put on white paper where it is transparent, padded with paper to a square, and
-    its contrast stretched. Returns uint8 (28, 28), where 255 is ink and 0 is paper. Raises ValueError, with the file's
-    name, if it is not an image, blank, or more dark than light.
-    """
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith('I'):  # 16 bits or more, which Pillow would cut off instead of scaling
-                image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-            image = image.convert('RGBA')
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path} cannot be read as an image ({error}): remove it, or save it as a PNG') from error
-    grey = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('L')
-    low, high = grey.getextrema()
-    if low == high:
-        raise ValueError(f'{path} is blank: remove it, or give an image of dark strokes on light paper')
-    grey = ImageOps.autocontrast(grey)
-    if np.asarray(grey).mean() < 128:
-        raise ValueError(f'{path} is more dark than light: give dark strokes on light paper, invert it if need be')
-    return _shrink(ImageOps.pad(grey, (max(grey.size),) * 2, color=255))
 
 
 def turned(classes):

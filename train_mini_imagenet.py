@@ -8,15 +8,26 @@
 Every constant below may be given on the command line. Stopped by Ctrl-C, the same command goes on where it was; stopped
 by anything else, from the end of the last epoch.
 """
+if __name__ == '__main__':
+    from experiment import console
+    console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
+
 import functools
 import os
 
 import numpy as np
 
 import data
-import training
 from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
+from experiment.checkpoints import WEIGHTS, Snapshot, check_folder, claim, class_names, load_model, save_models
+from experiment.console import plain_errors, say
+from experiment.evaluation import Best, Tasks, interval, test
+from experiment.log import Log, Report
+from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, device_of, train
+from experiment.results import is_papers, model_name, report_result, result_label, write_results
+from experiment.settings import COMMON, configured, one_of, refuse_conflicts, refuse_images, whole
 from metanet import CNN, MLP, MetaNet
+from ops.compat import chainer, training
 
 # input and output
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
@@ -53,15 +64,31 @@ clip = 10.0  # bound of the gradient's norm
 clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
 average_decay = 0.999  # extension: the averaged weights, kept beside the trained ones, remember 1 / (1 - this); 0: none
 
+# What each setting may be, and the kind of images that is kept with them; those in COMMON both scripts have.
+CHECKS = {
+    **COMMON,
+    'n_outputs_test': whole(2, 10 ** 5),
+    'n_dev_episodes': whole(1),
+    'n_test_episodes': whole(2),
+    'model': one_of('partial', 'partial, u'),
+    'n_slow': whole(0, 5),
+    'centred': one_of('', *CENTRED),
+    'channels': whole(3, 3),
+    'image_size': whole(1, 4096),
+}
+# What models and runs of earlier versions of this script did, whose files don't say so.
+EARLIER = {'channels': 3, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries', 'n_test_episodes',
                  'inserted_scale')
+# The paper's sizes of a model. Others are named in results, and not compared with the paper's.
+SIZES = {'n_filters': 32, 'n_slow': 3, 'n_steps': 10}
 PAPER = 49.21  # 5-way 1-shot, table 2, in %
 
 
 def build(settings, ways):
-    """The untrained model of a script's settings and `image_size`, with softmax layers for `ways`."""
-    sizes = {'in_channels': 3, 'image_size': settings['image_size'], 'n_slow': settings['n_slow']}
+    """The untrained model of a script's settings and the kind of images, with softmax layers for `ways`."""
+    sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size'], 'n_slow': settings['n_slow']}
     on_keys = settings['model'] == 'partial, u'
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     base = MLP(embed.n_out) if on_keys else CNN(settings['n_filters'], **sizes)
@@ -69,107 +96,126 @@ def build(settings, ways):
     return metanet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
 
 
-def load(path, ways, inserted_scale=0.1, weights=''):
-    """A trained model, `best.npz`, `best_average.npz` or `model.npz`; see `train_omniglot.load`."""
-    return training.load_model(path, lambda settings: build(settings, ways), inserted_scale, weights)
-
-
-def test_row(trained, source, sampler, result):
-    """Prints the result of a test on `source` of a model whose settings are `trained`, and returns it as a row."""
-    label = training.result_label(training.model_name('MetaNet', trained, trained['model']), trained, source)
-    one_shot = sampler.shot == trained['nb_samples_per_class'] == 1
-    comparable = trained['data'] == source == 'mini-ImageNet' and sampler.way == 5 and one_shot
-    return training.result_row(label, sampler, n_test_episodes, result, PAPER if comparable else None)
-
-
-def task_sampler(classes, kind, way, shot, xp):
-    return data.EpisodeSampler(classes, way, shot, n_queries, seed=(seed, kind), xp=xp)
+def usual_classes(settings):
+    """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
+    return {'class_of_model': 'beyond.CentredMetaNet' if settings['centred'] else 'metanet.MetaNet',
+            'class_of_base': 'metanet.MLP' if settings['model'] == 'partial, u' else 'metanet.CNN',
+            'class_of_embed': 'metanet.CNN'}
 
 
 def train_model(settings):
     """Trains a model and tests it by the paper's protocol."""
-    with training.plain_errors():
-        training.choice('model', model, ('partial', 'partial, u'))
-        training.choice('centred', centred, ('',) + CENTRED)
-        training.choice('initialisation', initialisation, ('uniform', 'chainer'))
-        training.choice('clipping', clipping, ('together', 'apart'))
-        training.share(settings, 'average_decay')
-        training.at_least(2, settings, 'n_outputs_train')
-        training.at_least(1, settings, 'nb_samples_per_class', 'n_epoch', 'n_dev_episodes', 'n_filters', 'n_steps')
-        training.at_least(0, settings, 'n_slow', 'n_decay')
-        training.positive(settings, 'alpha', 'clip')
-        training.whole_updates(settings)
-        training.folder(settings, 'out')
-        device = training.device(gpu)
+    with plain_errors():
+        check_folder(out)
+        device = device_of(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
-        train_sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, device.xp)
+        sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, device.xp)
         dev_sampler = task_sampler(dev_classes, 1, n_outputs_test, nb_samples_per_class_test, device.xp)
         test_sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)
-        settings = dict(settings, data=source, image_size=next(iter(train_classes.values())).shape[1])
+        channels, image_size = data.image_shape(train_classes)
+        settings = dict(settings, data=source, channels=channels, image_size=image_size)
+
         np.random.seed(seed)
         metanet = build(settings, (n_outputs_train, n_outputs_test))
-        optimizer = training.set_up(metanet, settings, device)
+        if initialisation == 'uniform':
+            metanet.initialize_uniform(seed, way=n_outputs_train)
+        metanet.initialize_inserted(n_outputs_train, seed, inserted_scale)
+        metanet.to_device(device)
+        settings.update(class_names(metanet, usual_classes(settings)))
+        optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(metanet)
+        optimizer.add_hook(Clipping(clip, clipping == 'apart'))
+        claim(out, settings, EARLIER)
 
-    dev, test = ('%s/%d-way' % (part, n_outputs_test) for part in ('dev', 'test'))
-    average = Average(metanet, average_decay) if average_decay else None
-    models = training.models(metanet, average)
-    paths = {'last': ('', 'best'), 'average': ('average/', 'best_average')}
-    bests = {}
-    for weights, model_of_them in models.items():
-        prefix, name = paths[weights]
-        bests[weights] = training.Best(model_of_them, weights, settings, os.path.join(out, name + '.npz'),
-                                       prefix + dev + '/accuracy', prefix + test, test_sampler, n_test_episodes)
-    tasks = training.Tasks(metanet, {dev: dev_sampler}, n_dev_episodes, same=True, average=models.get('average'),
-                           watch=LiveActivations)
-    extras = [tasks, *bests.values()] + training.decay(optimizer, settings)
-    training.train(metanet, optimizer, train_sampler, extras, settings, average)
+    updater = EpisodeUpdater(metanet, optimizer, sampler, n_episodes, n_episodes_per_update)
+    trainer = training.Trainer(updater, Epochs(n_epoch), out)
+    dev_tasks, test_tasks = f'dev/{n_outputs_test}-way', f'test/{n_outputs_test}-way'
+    models = {'last': metanet}
+    bests = {'last': Best(metanet, 'last', settings, os.path.join(out, 'best.npz'),
+                          f'{dev_tasks}/accuracy', test_tasks, test_sampler, n_test_episodes)}
+    if average_decay:
+        average = Average(metanet, average_decay)
+        models['average'] = average.model
+        bests['average'] = Best(average.model, 'average', settings, os.path.join(out, 'best_average.npz'),
+                                f'average/{dev_tasks}/accuracy', f'average/{test_tasks}', test_sampler,
+                                n_test_episodes)
+        trainer.extend(average)
+    trainer.extend(Tasks(metanet, {dev_tasks: dev_sampler}, n_dev_episodes, same=True,
+                         average=models.get('average'), watch=LiveActivations))
+    for best in bests.values():
+        trainer.extend(best)
+    if n_decay:
+        trainer.extend(decay(updater, n_epoch, n_decay))
+    log = Log(source)
+    trainer.extend(log)
+    trainer.extend(Snapshot())
+    trainer.extend(Report(log))
+    train(trainer)
 
+    with plain_errors(OSError):
+        save_models(os.path.join(out, 'model.npz'), models, settings)
     for weights, best in bests.items():
         n_trained, dev_accuracy, *result = best.test_result
-        print('%s: best dev accuracy %.2f %% on %d episodes, after %d training episodes'
-              % (training.WEIGHTS[weights], dev_accuracy, n_dev_episodes, n_trained))
+        say(f'{WEIGHTS[weights]}: best dev accuracy {dev_accuracy:.2f} % on {n_dev_episodes} episodes, after '
+            f'{n_trained:.0f} training episodes')
         test_sampler.set_state(best.start)
-        row = test_row(dict(settings, weights=weights), source, test_sampler, result)
-        training.write_results(out, int(n_trained), [row])
+        report(dict(settings, weights=weights), source, test_sampler, result,
+               functools.partial(write_results, out, int(n_trained)))
 
 
 def evaluate_model(settings, given):
     """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
-    with training.plain_errors():
+    with plain_errors():
         _, trained = load(evaluate, [n_outputs_test], inserted_scale)
-        training.refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
-        device = training.device(gpu)
+        refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
+        device = device_of(gpu)
         _, _, test_classes, source = data.mini_imagenet(input_path)
-        size = next(iter(test_classes.values())).shape[1]
-        if size != trained['image_size']:
-            raise ValueError('%s was trained on images of size %d, those in %s have size %d: give images of its size '
-                             '(input_path)' % (evaluate, trained['image_size'], input_path, size))
+        refuse_images(trained, data.image_shape(test_classes), input_path)
         sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)
     start = sampler.get_state()
     for weights in trained['all_weights']:
         metanet, trained = load(evaluate, [n_outputs_test], inserted_scale, weights)
         metanet.to_device(device)
         sampler.set_state(start)
-        result = training.interval(100 * training.test(metanet, sampler, n_test_episodes, 'test')[:, 1])
+        result = interval(100 * test(metanet, sampler, n_test_episodes, 'test')[:, 1])
         sampler.set_state(start)
-        test_row(trained, source, sampler, result)
+        report(trained, source, sampler, result)
 
 
-def main():
-    settings, given = training.configure(globals())
-    with training.plain_errors():
-        training.at_least(2, settings, 'n_outputs_test', 'n_test_episodes')
-        training.at_least(1, settings, 'nb_samples_per_class_test', 'n_queries')
-        training.at_least(0, settings, 'seed')
-        training.at_least(0., settings, 'inserted_scale')
-        training.at_least(-1, settings, 'gpu')
-        training.folder(settings, 'input_path')
-    if evaluate:
-        evaluate_model(settings, given)
-    else:
-        train_model(settings)
+def task_sampler(classes, kind, way, shot, xp):
+    """`data.EpisodeSampler`; another `kind`, other episodes."""
+    return data.EpisodeSampler(classes, way, shot, n_queries, seed=(seed, kind), xp=xp)
+
+
+def report(trained, source, sampler, result, keep=None):
+    """Prints the result of a test on `source` of a model whose settings are `trained`; `keep` as of `final_test`."""
+    usual = usual_classes(trained)
+    label = result_label(model_name('MetaNet', trained, usual, SIZES, trained['model']), trained, source)
+    one_shot = sampler.shot == trained['nb_samples_per_class'] == 1
+    comparable = (trained['data'] == source == 'mini-ImageNet' and sampler.way == 5 and one_shot
+                  and is_papers(trained, usual, SIZES))
+    report_result(label, sampler, n_test_episodes, result, PAPER if comparable else None, keep)
+
+
+def load(path, ways, inserted_scale=0.1, weights=''):
+    """A trained model, `best.npz`, `best_average.npz` or `model.npz`; see `train_omniglot.load`."""
+    model, settings = load_model(path, lambda settings: build(settings, [settings['n_outputs_train']]), CHECKS, EARLIER,
+                                 weights)
+    settings.update(class_names(model, usual_classes(settings)))
+    for way in ways:
+        model.base.add_way(way)
+        model.embed.add_way(way)
+    model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
+    return model, settings
+
+
+def main(words=()):
+    """Trains, or tests the model `evaluate`: as the constants above say, or `words`, such as ['--n_epoch', '200']."""
+    with configured(globals(), words, CHECKS) as (settings, given):
+        if evaluate:
+            evaluate_model(settings, given)
+        else:
+            train_model(settings)
 
 
 if __name__ == '__main__':
-    with training.plain_interrupt():
-        main()
+    console.run(main)

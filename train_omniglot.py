@@ -7,14 +7,27 @@
 Every constant below may be given on the command line. Stopped by Ctrl-C, the same command goes on where it was; stopped
 by anything else, from the end of the last epoch.
 """
+if __name__ == '__main__':
+    from experiment import console
+    console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
+
 import functools
+import os
 
 import numpy as np
 
 import data
-import training
 from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
+from experiment.checkpoints import Snapshot, check_folder, claim, class_names, load_model, save_models
+from experiment.console import plain_errors
+from experiment.evaluation import Tasks
+from experiment.log import Log, Report
+from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, device_of, train
+from experiment.results import final_test, is_papers, model_name, result_label, write_results
+from experiment.settings import COMMON, as_tuple, configured, one_of, refuse_conflicts, refuse_images, whole, wholes
 from metanet import CNN, MetaNet
+from ops.compat import chainer, training
+from variants import MetaNetPlus
 
 # input and output
 input_path = 'data/omniglot'  # folder of images_background.zip and images_evaluation.zip; downloaded to it if missing
@@ -39,7 +52,7 @@ n_episodes_per_update = 1  # training episodes whose mean gradient makes an upda
 n_test_episodes = 10  # test episodes of each way after every epoch
 n_final_episodes = 1000  # test episodes of each way at the end
 # model
-variant = 'MetaNet'  # 'MetaNet', or 'MetaNet-': no task-level fast weights in the embedding
+variant = 'MetaNet'  # 'MetaNet-': no task-level fast weights in the embedding; 'MetaNet+': in the base learner, too
 n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
 centred = ''  # extension: 'fc', 'conv' or 'conv, fc' keeps these layers' fast activations alive, see the README
@@ -53,13 +66,32 @@ clip = 10.0  # bound of the gradient's norm
 clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
 average_decay = 0.999  # extension: the averaged weights, kept beside the trained ones, remember 1 / (1 - this); 0: none
 
+# What each setting may be, and the kind of images that is kept with them; those in COMMON both scripts have.
+CHECKS = {
+    **COMMON,
+    'split': one_of(*data.SPLITS),
+    'n_outputs_test': wholes(2, 10 ** 5),
+    'n_queries_test': whole(1),
+    'rotations': one_of('episode', 'classes'),
+    'n_test_episodes': whole(1),
+    'n_final_episodes': whole(2),
+    'variant': one_of('MetaNet', 'MetaNet-', 'MetaNet+'),
+    'centred': one_of('', *CENTRED),
+    'channels': whole(1, 3),
+    'image_size': whole(1, 4096),
+}
+# What models and runs of earlier versions of this script did, whose files don't say so.
+EARLIER = {'channels': 1, 'image_size': 28, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_final_episodes',
                  'inserted_scale')
+# The paper's sizes of a model. Others are named in results, and not compared with the paper's.
+SIZES = {'n_filters': 64, 'n_steps': 5}
 # One-shot accuracies of the paper, in %: trained and tested on the same way (tables 1 and 3), ...
 PAPER = {
     ('previous', 'MetaNet'): {5: 98.95, 10: 98.67, 15: 97.11, 20: 97.0},
     ('previous', 'MetaNet-'): {5: 98.4, 10: 98.32, 15: 96.68, 20: 96.13},
+    ('previous', 'MetaNet+'): {5: 98.45, 10: 97.05, 15: 96.48, 20: 95.08},
     ('standard', 'MetaNet'): {5: 98.45, 10: 97.32, 15: 96.4, 20: 95.92},
 }
 # ... and MetaNet on the previous split, tested on other ways than it was trained on (table 4): way trained, tested.
@@ -73,9 +105,120 @@ PAPER_ACROSS = {
 
 def build(settings, ways):
     """The untrained model of a script's settings, with softmax layers for `ways`."""
+    sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size']}
+    base = CNN(settings['n_filters'], **sizes)
+    embed = CNN(settings['n_filters'], activation=None, **sizes)
+    if settings['variant'] == 'MetaNet+':
+        if settings['centred']:
+            raise ValueError(f"centred = {settings['centred']!r} goes with MetaNet and MetaNet-: '' for MetaNet+")
+        return MetaNetPlus(base, embed, ways, settings['n_steps'])
     metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
-    return metanet(CNN(settings['n_filters']), CNN(settings['n_filters'], activation=None), ways, settings['n_steps'],
-                   task_level=settings['variant'] == 'MetaNet')
+    return metanet(base, embed, ways, settings['n_steps'], task_level=settings['variant'] == 'MetaNet')
+
+
+def usual_classes(settings):
+    """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
+    model = ('variants.MetaNetPlus' if settings['variant'] == 'MetaNet+' else
+             'beyond.CentredMetaNet' if settings.get('centred') else 'metanet.MetaNet')
+    return {'class_of_model': model, 'class_of_base': 'metanet.CNN', 'class_of_embed': 'metanet.CNN'}
+
+
+def train_model(settings):
+    """Trains a model and tests it."""
+    ways = as_tuple(n_outputs_test)
+    with plain_errors():
+        check_folder(out)
+        device = device_of(gpu)
+        train_classes, test_classes, source = data.omniglot(input_path, split)
+        if rotations == 'classes':
+            train_classes = data.turned(train_classes)
+        sampler = data.EpisodeSampler(train_classes, n_outputs_train, nb_samples_per_class, n_queries,
+                                      rotate=rotations == 'episode', seed=(seed, 0), xp=device.xp)
+        epoch_samplers = test_samplers(test_classes, ways, 1, device.xp)
+        final_samplers = test_samplers(test_classes, ways, 2, device.xp)
+        channels, image_size = data.image_shape(train_classes)
+        settings = dict(settings, data=source, channels=channels, image_size=image_size)
+
+        np.random.seed(seed)
+        model = build(settings, (n_outputs_train, *ways))
+        if initialisation == 'uniform':
+            model.initialize_uniform(seed, way=n_outputs_train)
+        model.initialize_inserted(n_outputs_train, seed, inserted_scale)
+        model.to_device(device)
+        settings.update(class_names(model, usual_classes(settings)))
+        optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(model)
+        optimizer.add_hook(Clipping(clip, clipping == 'apart'))
+        claim(out, settings, EARLIER)
+
+    updater = EpisodeUpdater(model, optimizer, sampler, n_episodes, n_episodes_per_update)
+    trainer = training.Trainer(updater, Epochs(n_epoch), out)
+    models = {'last': model}
+    if average_decay:
+        average = Average(model, average_decay)
+        models['average'] = average.model
+        trainer.extend(average)
+    trainer.extend(Tasks(model, {f'test/{way}-way': tests for way, tests in epoch_samplers.items()},
+                         n_test_episodes, average=models.get('average'), watch=LiveActivations))
+    if n_decay:
+        trainer.extend(decay(updater, n_epoch, n_decay))
+    log = Log(source)
+    trainer.extend(log)
+    trainer.extend(Snapshot())
+    trainer.extend(Report(log))
+    train(trainer)
+
+    with plain_errors(OSError):
+        save_models(os.path.join(out, 'model.npz'), models, settings)
+    keep = functools.partial(write_results, out, updater.iteration)
+    test_models(models, settings, final_samplers, source, keep)
+
+
+def evaluate_model(settings, given):
+    """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
+    ways = as_tuple(n_outputs_test)
+    with plain_errors():
+        _, trained = load(evaluate, ways, inserted_scale)
+        refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
+        device = device_of(gpu)
+        _, test_classes, source = data.omniglot(input_path, trained['split'])
+        refuse_images(trained, data.image_shape(test_classes), input_path)
+        samplers = test_samplers(test_classes, ways, 2, device.xp)
+        models = {weights: load(evaluate, ways, inserted_scale, weights)[0] for weights in trained['all_weights']}
+        for model in models.values():
+            model.to_device(device)
+    test_models(models, trained, samplers, source)
+
+
+def test_samplers(classes, ways, kind, xp):
+    """{way: `data.EpisodeSampler` of test episodes}; another `kind`, other episodes."""
+    return {way: data.EpisodeSampler(classes, way, nb_samples_per_class_test, n_queries_test, seed=(seed, kind, way),
+                                     xp=xp) for way in ways}
+
+
+def test_models(models, trained, samplers, source, keep=None):
+    """Tests models whose settings are `trained` on `source`: {'last': model, 'average': model}, or one of the two."""
+    paper = paper_accuracies(trained, nb_samples_per_class_test, source)
+    for weights, model in models.items():
+        final_test(model, samplers, n_final_episodes, label(dict(trained, weights=weights), source), paper, keep)
+
+
+def paper_accuracies(settings, shot, source):
+    """{way tested: the paper's accuracy in %} for a model of these settings, tested on `source`."""
+    trained, model = settings['n_outputs_train'], (settings['split'], settings['variant'])
+    if not shot == settings['nb_samples_per_class'] == 1 or not settings['data'] == source == 'Omniglot':
+        return {}
+    if not is_papers(settings, usual_classes(settings), SIZES):
+        return {}
+    accuracies = {trained: PAPER.get(model, {}).get(trained)}
+    across = PAPER_ACROSS.get(trained, {}) if model == ('previous', 'MetaNet') else {}
+    return {**accuracies, **across}
+
+
+def label(settings, source):
+    """What was trained and on what, and on what it was tested, `source`: for the lines of results."""
+    detail = f', {settings["split"]} split' if settings['data'] == 'Omniglot' else ''
+    name = model_name(settings['variant'], settings, usual_classes(settings), SIZES)
+    return result_label(name, settings, source, detail)
 
 
 def load(path, ways, inserted_scale=0.1, weights=''):
@@ -95,107 +238,24 @@ def load(path, ways, inserted_scale=0.1, weights=''):
         ValueError: the file is not such an npz.
         OSError: it cannot be read.
     """
-    return training.load_model(path, lambda settings: build(settings, ways), inserted_scale, weights)
+    model, settings = load_model(path, lambda settings: build(settings, [settings['n_outputs_train']]), CHECKS, EARLIER,
+                                 weights)
+    settings.update(class_names(model, usual_classes(settings)))
+    for way in ways:
+        model.base.add_way(way)
+        model.embed.add_way(way)
+    model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
+    return model, settings
 
 
-def paper_accuracies(settings, shot, source):
-    """{way tested: the paper's accuracy in %} for a model of these settings, tested on `source`."""
-    trained, model = settings['n_outputs_train'], (settings['split'], settings['variant'])
-    if not shot == settings['nb_samples_per_class'] == 1 or not settings['data'] == source == 'Omniglot':
-        return {}
-    accuracies = {trained: PAPER.get(model, {}).get(trained)}
-    across = PAPER_ACROSS.get(trained, {}) if model == ('previous', 'MetaNet') else {}
-    return {**accuracies, **across}
-
-
-def label(settings, source):
-    """What was trained and on what, and on what it was tested, `source`: for the lines of results."""
-    split = ', %s split' % settings['split'] if settings['data'] == 'Omniglot' else ''
-    return training.result_label(training.model_name(settings['variant'], settings), settings, source, split)
-
-
-def test_samplers(classes, ways, kind, xp):
-    """{way: `data.EpisodeSampler` of test episodes}; another `kind`, other episodes."""
-    return {way: data.EpisodeSampler(classes, way, nb_samples_per_class_test, n_queries_test, seed=(seed, kind, way),
-                                     xp=xp) for way in ways}
-
-
-def final_test(models, trained, samplers, source):
-    """Tests `training.models` whose settings are `trained` on `source`; returns rows for `training.write_results`."""
-    paper = paper_accuracies(trained, nb_samples_per_class_test, source)
-    rows = []
-    for weights, model in models.items():
-        name = label(dict(trained, weights=weights), source)
-        rows += training.final_test(model, samplers, n_final_episodes, name, paper)
-    return rows
-
-
-def train_model(settings, ways):
-    """Trains a model and tests it."""
-    with training.plain_errors():
-        training.choice('variant', variant, ('MetaNet', 'MetaNet-'))
-        training.choice('centred', centred, ('',) + CENTRED)
-        training.choice('initialisation', initialisation, ('uniform', 'chainer'))
-        training.choice('rotations', rotations, ('episode', 'classes'))
-        training.choice('clipping', clipping, ('together', 'apart'))
-        training.share(settings, 'average_decay')
-        training.at_least(2, settings, 'n_outputs_train')
-        training.at_least(1, settings, 'nb_samples_per_class', 'n_queries', 'n_epoch', 'n_test_episodes', 'n_filters',
-                          'n_steps')
-        training.at_least(0, settings, 'n_decay')
-        training.positive(settings, 'alpha', 'clip')
-        training.whole_updates(settings)
-        training.folder(settings, 'out')
-        device = training.device(gpu)
-        train_classes, test_classes, source = data.omniglot(input_path, split)
-        if rotations == 'classes':
-            train_classes = data.turned(train_classes)
-        sampler = data.EpisodeSampler(train_classes, n_outputs_train, nb_samples_per_class, n_queries,
-                                      rotate=rotations == 'episode', seed=(seed, 0), xp=device.xp)
-        epoch_samplers = test_samplers(test_classes, ways, 1, device.xp)
-        final_samplers = test_samplers(test_classes, ways, 2, device.xp)
-        settings = dict(settings, data=source)
-        np.random.seed(seed)
-        model = build(settings, (n_outputs_train,) + ways)
-        optimizer = training.set_up(model, settings, device)
-    average = Average(model, average_decay) if average_decay else None
-    models = training.models(model, average)
-    tasks = training.Tasks(model, {'test/%d-way' % way: epoch_samplers[way] for way in ways}, n_test_episodes,
-                           average=models.get('average'), watch=LiveActivations)
-    training.train(model, optimizer, sampler, [tasks] + training.decay(optimizer, settings), settings, average)
-    training.write_results(out, n_epoch * n_episodes, final_test(models, settings, final_samplers, source))
-
-
-def evaluate_model(settings, given, ways):
-    """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
-    with training.plain_errors():
-        _, trained = load(evaluate, ways, inserted_scale)
-        training.refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
-        device = training.device(gpu)
-        _, test_classes, source = data.omniglot(input_path, trained['split'])
-        samplers = test_samplers(test_classes, ways, 2, device.xp)
-        models = {weights: load(evaluate, ways, inserted_scale, weights)[0] for weights in trained['all_weights']}
-    for model in models.values():
-        model.to_device(device)
-    final_test(models, trained, samplers, source)
-
-
-def main():
-    settings, given = training.configure(globals(), several=['n_outputs_test'])
-    with training.plain_errors():
-        training.at_least(1, settings, 'nb_samples_per_class_test', 'n_queries_test')
-        training.at_least(2, settings, 'n_final_episodes')
-        training.at_least(0, settings, 'seed')
-        training.at_least(0., settings, 'inserted_scale')
-        training.at_least(-1, settings, 'gpu')
-        training.folder(settings, 'input_path')
-        ways = training.several('n_outputs_test', n_outputs_test)
-    if evaluate:
-        evaluate_model(settings, given, ways)
-    else:
-        train_model(settings, ways)
+def main(words=()):
+    """Trains, or tests the model `evaluate`: as the constants above say, or `words`, such as ['--n_epoch', '200']."""
+    with configured(globals(), words, CHECKS) as (settings, given):
+        if evaluate:
+            evaluate_model(settings, given)
+        else:
+            train_model(settings)
 
 
 if __name__ == '__main__':
-    with training.plain_interrupt():
-        main()
+    console.run(main)

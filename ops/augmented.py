@@ -126,7 +126,8 @@ class _Products(chainer.FunctionNode):
                     elif i + 1 in indexes:
                         shared[i] += g.reshape(-1, g.shape[-1]).T.dot(patches.reshape(-1, patches.shape[-1]))
                     if gx is not None:
-                        out = scratch(f'g_patches{int(g_patches is not None)}', (taps, len(g), g.shape[1], x.shape[1]), g)
+                        shape = taps, len(g), g.shape[1], x.shape[1]
+                        out = scratch('g_patches' if g_patches is None else 'more_g_patches', shape, g)
                         self._spread(g, self._of(weight, start, stop), out)
                         if g_patches is None:
                             g_patches = out

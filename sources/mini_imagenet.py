@@ -1,15 +1,14 @@
 """mini-ImageNet, from the files that preprocess_mini_imagenet.py makes."""
 
-import csv
 import os
 
 from sources.archives import load_classes
 from sources.checks import check_parts
 from sources.files import print_banner
+from sources.splits import mini_imagenet_synsets
 from sources.synthetic import synthetic_textures
 
 MINI_IMAGENET = 'data/miniImagenet'
-SYNSET_TABLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, 'data', 'mini_imagenet_synsets.csv')
 
 
 def mini_imagenet(input_path=MINI_IMAGENET):
@@ -53,13 +52,7 @@ def mini_imagenet(input_path=MINI_IMAGENET):
             raise ValueError(f'the images in {path} have shape {shape}: all three files must hold square colour '
                              'images of one size; make them anew with preprocess_mini_imagenet.py')
         owners.update(dict.fromkeys(classes, path))
-    known = shape[0] == 84 and owners == {name: paths[part] for name, part in mini_imagenet_synsets().items()}
+    known = shape[0] == 84 and owners == {name: paths[part] for name, (part, _) in mini_imagenet_synsets().items()}
     check_parts(parts, blank=not known, identical=not known)
     folder = os.path.basename(os.path.abspath(input_path))
     return (*parts.values(), 'mini-ImageNet' if known else f'own data ({folder})')
-
-
-def mini_imagenet_synsets():
-    """{synset: train, dev or test}, of the 100 classes."""
-    with open(SYNSET_TABLE, newline='', encoding='utf-8') as file:
-        return {row['synset']: row['split'] for row in csv.DictReader(file)}

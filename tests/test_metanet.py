@@ -210,7 +210,7 @@ def test_negative_weights_can_be_looked_at_and_count_as_dead():
     task = episode(5, 1)
     with LiveActivations(model) as alive:
         model(*task[:3])
-    assert alive.shares['base/conv2'] == [0.0] and alive.shares['embed/conv2'] == [0.0, 0.0]
+    assert alive['base/conv2'] == [0.0] and alive['embed/conv2'] == [0.0, 0.0]
     for learner in 'dm':
         weights = [made(fast).array for fast in fast_weights(model, learner, *task[:2], 5)]
         assert all((fast < -1).all() for fast in weights[:5]) and weights[0].shape[-4:] == (8, 3, 3, 1)
@@ -298,7 +298,6 @@ def test_live_fast_activations_are_counted():
         param.array[...] = 0
     with LiveActivations(model) as alive:
         model(*episode(5, 1)[:3])
-    alive = alive.shares
     assert alive['base/conv1'] == [0.0] and {'base/fc1', 'embed/conv1'} < set(alive)
     assert not {'embed/fc1', 'base/softmax5'} & set(alive)  # without an activation all passes
     assert len(alive['embed/conv1']) == 2 and 0 < alive['embed/conv1'][0] <= 1

@@ -1,150 +1,64 @@
-"""preprocess_mini_imagenet: from small ImageNets, made here in every layout, to the three npz files."""
-import io
+"""preprocess_mini_imagenet: from small ImageNets to the three npz files, with interruptions on the way."""
 import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
+from small_imagenet import (
+    CLASSES,
+    LAYOUTS,
+    NUMBERS,
+    RANKS,
+    check,
+    color,
+    count_decoded,
+    encode,
+    error_of,
+    lay_out,
+    load,
+    make_content,
+    name_of,
+    run_on,
+    write_splits,
+)
 
 import preprocess_mini_imagenet as preprocess
+from sources.splits import CSV_FILES
 
 ROOT = os.path.dirname(os.path.abspath(preprocess.__file__))
-CLASSES = {'train': ['n00000010', 'n00000002'], 'dev': ['n00000003'], 'test': ['n00000004']}
-SYNSETS = [synset for names in CLASSES.values() for synset in names]
-# In numeric order; sorted as text, 1000 and 33 would come before 9.
-NUMBERS = [2, 9, 10, 33, 200, 1000]
-RANKS = [1, 2, 3, 6]
-LAYOUTS = ['big_tar', 'tars', 'folders', 'images']
-
-
-def color(synset, rank):
-    return 40 * SYNSETS.index(synset) + 60, 30 * rank + 20, 120
-
-
-def encode(image, kind='JPEG', **options):
-    f = io.BytesIO()
-    image.save(f, kind, **options)
-    return f.getvalue()
-
-
-def make_tar(files):
-    f = io.BytesIO()
-    with tarfile.open(fileobj=f, mode='w') as tar:
-        for name, data in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return f.getvalue()
-
-
-def name_of(synset, rank):
-    return f'{synset}{rank:08d}.jpg'
 
 
 @pytest.fixture
 def content():
-    """{synset: [bytes of the image of rank 1, of rank 2, ...]}, for a test to change and lay out."""
-    return {synset: [encode(Image.new('RGB', (120, 100), color(synset, rank)), quality=95)
-                     for rank in range(1, len(NUMBERS) + 1)] for synset in SYNSETS}
-
-
-def write_splits(folder, extra=None):
-    """Write the split files; `extra` is {csv name: rows to add}."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, synsets in CLASSES.items():
-        name = preprocess.CSV_FILES[split]
-        rows = [f'{name_of(synset, rank)},{synset}' for synset in synsets for rank in RANKS]
-        (folder / name).write_text('\n'.join(['filename,label'] + rows + (extra or {}).get(name, [])) + '\n')
-    return folder
-
-
-def lay_out(content, layout, folder):
-    """Write the images in one of the layouts and return the SOURCE."""
-    # A stranger among the synsets and a stray file among the images, which the ranks must not count.
-    synsets = dict(content, n00000099=content[SYNSETS[0]])
-    files = {synset: {f'{synset}_{number}.JPEG': data for number, data in zip(NUMBERS, images)}
-             for synset, images in synsets.items()}
-    folder.mkdir(parents=True)
-    for synset, images in files.items():
-        files[synset] = dict(sorted(images.items()), **{'notes.txt': b'not an image'})
-    if layout == 'big_tar':
-        path = folder / 'ILSVRC2012_img_train.tar'
-        path.write_bytes(make_tar({synset + '.tar': make_tar(images) for synset, images in files.items()}))
-        return path
-    for synset, images in files.items():
-        if layout == 'tars':
-            (folder / f'{synset}.tar').write_bytes(make_tar(images))
-        elif layout == 'folders':
-            (folder / synset).mkdir()
-            for name, data in images.items():
-                (folder / synset / name).write_bytes(data)
-    if layout == 'images':
-        (folder / 'images').mkdir()
-        for synset, images in content.items():
-            for rank, data in enumerate(images, 1):
-                (folder / 'images' / name_of(synset, rank)).write_bytes(data)
-    return folder
+    return make_content()
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Run the script on a source with the split files in tmp_path/splits; return {split: {synset: array}}."""
-    def run(source, *args, splits=tmp_path / 'splits', output=tmp_path / 'out'):
-        preprocess.main([str(source), '--splits', str(splits), '--output', str(output), *args])
-        return load(output)
-    write_splits(tmp_path / 'splits')
-    return run
-
-
-def load(output):
-    result = {}
-    for split in CLASSES:
-        with np.load(output / f'{split}.npz') as npz:
-            result[split] = dict(npz)
-    return result
-
-
-def error_of(call, *args, **options):
-    with pytest.raises(SystemExit) as caught:
-        call(*args, **options)
-    assert isinstance(caught.value.code, str) and caught.value.code.startswith('error: ')
-    return caught.value.code
+    return run_on(tmp_path)
 
 
 @pytest.fixture
 def decoded(monkeypatch):
-    """A list that grows by one entry for each image decoded."""
-    calls, decode = [], preprocess.decode
-
-    def counting(data, size):
-        calls.append(size)
-        return decode(data, size)
-    monkeypatch.setattr(preprocess, 'decode', counting)
-    return calls
+    return count_decoded(monkeypatch)
 
 
-# ---- The result ----
+# The result -----------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_every_layout_gives_each_class_the_images_of_its_ranks(layout, content, run, tmp_path):
-    result = run(lay_out(content, layout, tmp_path / 'in'))
-    assert {split: list(classes) for split, classes in result.items()} == CLASSES
-    for classes in result.values():
-        for synset, images in classes.items():
-            assert images.shape == (len(RANKS), 84, 84, 3) and images.dtype == np.uint8
-            for image, rank in zip(images, RANKS):
-                assert np.abs(image - np.array(color(synset, rank), float)).max() <= 3
+    check(run(lay_out(content, layout, tmp_path / 'in')))
 
 
 def test_layouts_agree_to_the_byte(content, run, tmp_path):
     outputs = []
     for layout in LAYOUTS:
-        run(lay_out(content, layout, tmp_path / layout), output=tmp_path / f'out_{layout}')
+        run(lay_out(content, layout, tmp_path / 'in' / layout), output=tmp_path / f'out_{layout}')
         outputs.append([(tmp_path / f'out_{layout}' / f'{split}.npz').read_bytes() for split in CLASSES])
     assert all(output == outputs[0] for output in outputs)
 
@@ -225,17 +139,17 @@ def test_class_without_one_good_image_is_an_error_that_keeps_the_others(content,
     assert len(decoded) == len(RANKS)
 
 
-# ---- Starting again ----
+# Starting again -------------------------------------------------------------------------------------------------------
+
 
 def interrupt_after(monkeypatch, n_images):
     """Let Ctrl-C come when `n_images` are decoded."""
     update, seen = preprocess.tqdm.update, []
 
     def interrupting(bar, n=1):
-        if bar.desc == 'Decoding':
-            seen.append(n)
-            if len(seen) > n_images:
-                raise KeyboardInterrupt
+        seen.append(n)
+        if len(seen) > n_images:
+            raise KeyboardInterrupt
         return update(bar, n)
     monkeypatch.setattr(preprocess.tqdm, 'update', interrupting)
 
@@ -300,11 +214,81 @@ def test_failure_while_writing_leaves_no_npz_and_no_temporary_file(content, run,
     assert list(run(source)['train']) == CLASSES['train']
 
 
-def test_leftover_of_a_killed_process_is_no_obstacle(content, run, tmp_path):
+def test_what_killed_runs_left_half_written_is_cleared(content, run, tmp_path):
+    source = lay_out(content, 'tars', tmp_path / 'in')
+    interrupted_run(run, source, len(RANKS) + 1)
+    left = {'train.npz.123.part': 'out', '0123456789ab.npy.123.part': 'out/partial',
+            '0123456789ab.json.7.part': 'out/partial'}
+    for name, place in left.items():
+        (tmp_path / place / name).write_bytes(b'a part')
+    (tmp_path / 'out' / 'train.npz.backup').write_bytes(b'not ours')
+    run(source)
+    assert sorted(os.listdir(tmp_path / 'out')) == ['dev.npz', 'test.npz', 'train.npz', 'train.npz.backup']
+
+
+@pytest.mark.parametrize('damage', ['cut', 'zeros', 'one byte', 'no notes', 'empty', 'other array', 'notes cut'])
+def test_a_damaged_class_of_an_interrupted_run_is_made_anew(damage, content, run, tmp_path, decoded):
+    source = lay_out(content, 'tars', tmp_path / 'in')
+    interrupted_run(run, source, 2 * len(RANKS) + 1)
+    for path in (tmp_path / 'out' / 'partial').glob('*.npy'):
+        data = bytearray(path.read_bytes())
+        if damage == 'cut':
+            path.write_bytes(data[:len(data) // 2])
+        elif damage == 'zeros':
+            path.write_bytes(bytes(len(data)))
+        elif damage == 'one byte':
+            data[-5] ^= 1
+            path.write_bytes(data)
+        elif damage == 'no notes':
+            os.remove(path.with_suffix('.json'))
+        elif damage == 'empty':
+            path.write_bytes(b'')
+        elif damage == 'other array':
+            np.save(path, np.zeros((len(RANKS), 84, 84, 3), np.float32))
+        else:
+            path.with_suffix('.json').write_bytes(b'{"skipped": [')
+    del decoded[:]
+    check(run(source))
+    assert len(decoded) == 4 * len(RANKS)
+
+
+def test_an_output_that_is_no_folder_or_full_is_refused_before_any_image_is_decoded(
+        content, run, tmp_path, decoded, monkeypatch):
+    source = lay_out(content, 'tars', tmp_path / 'in')
+    (tmp_path / 'file').write_text('')
+    for output in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        error = error_of(run, source, output=output)
+        assert str(output) in error and '--output' in error
+    monkeypatch.setattr(preprocess.shutil, 'disk_usage', lambda path: shutil._ntuple_diskusage(10**6, 10**6, 10**5))
+    error = error_of(run, source)
+    assert 'has room for 0.0 GiB' in error and '--output' in error
+    assert not decoded
+
+
+@pytest.mark.parametrize('kind', ['folder', 'pipe'])
+def test_what_is_no_file_in_the_place_of_an_npz_is_an_error(kind, content, run, tmp_path, decoded):
     (tmp_path / 'out').mkdir()
-    (tmp_path / 'out' / 'train.npz.tmp').write_bytes(b'half an archive')
-    run(lay_out(content, 'tars', tmp_path / 'in'))
-    assert sorted(os.listdir(tmp_path / 'out')) == ['dev.npz', 'test.npz', 'train.npz']
+    if kind == 'folder':
+        (tmp_path / 'out' / 'dev.npz').mkdir()
+    elif hasattr(os, 'mkfifo'):
+        os.mkfifo(tmp_path / 'out' / 'dev.npz')
+    else:
+        pytest.skip('this system has no pipes in folders')
+    assert 'dev.npz is there already, but' in error_of(run, lay_out(content, 'tars', tmp_path / 'in'))
+    assert not decoded
+
+
+def test_too_little_memory_for_a_sound_image_ends_the_run_and_skips_nothing(content, run, tmp_path, monkeypatch):
+    source = lay_out(content, 'tars', tmp_path / 'in')
+
+    def exhaust(*args):
+        raise MemoryError
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, 'decode', exhaust)
+        error = error_of(run, source)
+    assert 'too little memory' in error and '--workers' in error and 'n00000010.tar' in error
+    assert not list((tmp_path / 'out').glob('*.npz'))
+    check(run(source))
 
 
 def test_finished_npz_are_kept_and_missing_ones_made(content, run, tmp_path, decoded, capsys):
@@ -337,127 +321,8 @@ def test_other_npz_in_the_output_folder_is_not_overwritten(found, content, run, 
     assert path.read_bytes() == before and not decoded
 
 
-# ---- Bad input: an error before any image is decoded ----
+# As a program ---------------------------------------------------------------------------------------------------------
 
-def test_missing_split_files_error_tells_where_to_get_them_and_names_the_synsets(content, tmp_path):
-    source = lay_out(content, 'tars', tmp_path / 'in')
-    error = error_of(preprocess.main, [str(source), '--output', str(tmp_path / 'out')])
-    assert 'train.csv, val.csv, test.csv' in error and 'meta-learning-lstm' in error and '--splits' in error
-    lines = {line.split(':')[0].strip(): line.split()[1:] for line in error.splitlines()[1:]}
-    assert [len(lines[split]) for split in CLASSES] == [64, 16, 20]
-    assert len(set(sum(lines.values(), []))) == 100
-
-
-def test_only_the_missing_split_file_is_named(content, run, tmp_path):
-    os.remove(tmp_path / 'splits' / 'val.csv')
-    error = error_of(run, lay_out(content, 'tars', tmp_path / 'in'))
-    assert 'val.csv' in error and 'train.csv' not in error
-
-
-@pytest.mark.parametrize('row, words', [
-    ('n000000100000001.jpg,n00000010', []),  # seven digits of rank
-    ('n0000001000000000.jpg,n00000010', ['from 1']),
-    ('n0000001000000005.png,n00000010', []),
-    ('n0000001000000005.jpg', []),
-    ('n0000001000000005.jpg,n00000010,5', []),
-    ('n0000001000000005.jpg,n00000002', ['label', 'n00000002']),
-    ('n0000001000000003.jpg,n00000010', ['row 4']),  # a duplicate
-])
-def test_bad_row_is_named(row, words, content, run, tmp_path, decoded):
-    splits = write_splits(tmp_path / 'splits', {'train.csv': [row]})
-    error = error_of(run, lay_out(content, 'tars', tmp_path / 'in'))
-    for word in ['train.csv, row 10', row.split(',')[0][:9]] + words:
-        assert word in error
-    assert str(splits) in error and not decoded
-
-
-def test_class_of_two_splits_is_an_error(content, run, tmp_path, decoded):
-    write_splits(tmp_path / 'splits', {'test.csv': ['n0000001000000005.jpg,n00000010']})
-    error = error_of(run, lay_out(content, 'tars', tmp_path / 'in'))
-    assert 'test.csv, row 6' in error and 'class n00000010' in error and 'train.csv' in error
-    assert not decoded
-
-
-def test_all_bad_rows_and_headers_are_named_at_once(content, run, tmp_path):
-    splits = write_splits(tmp_path / 'splits', {'train.csv': ['first,bad', 'second,bad']})
-    (splits / 'val.csv').write_bytes(b'file,class\xff\n')
-    (splits / 'test.csv').write_text('filename,label\n')
-    error = error_of(run, lay_out(content, 'tars', tmp_path / 'in'))
-    for word in ('row 10', 'row 11', 'file,class', 'test.csv: no images'):
-        assert word in error
-
-
-@pytest.mark.parametrize('layout', ['big_tar', 'tars', 'folders'])
-def test_all_missing_synsets_and_images_are_named_at_once(layout, content, run, tmp_path, decoded):
-    del content['n00000002'], content['n00000004']
-    del content['n00000003'][5]
-    error = error_of(run, lay_out(content, layout, tmp_path / 'in'))
-    assert 'n00000002 n00000004' in error and 'n00000010' not in error
-    assert 'n00000003' in error and 'rank 6' in error and 'only 5' in error
-    assert not decoded
-
-
-def test_missing_jpgs_are_named(content, run, tmp_path, decoded):
-    source = lay_out(content, 'images', tmp_path / 'in')
-    for name in ('n0000001000000001.jpg', 'n0000000300000002.jpg'):
-        os.remove(source / 'images' / name)
-    error = error_of(run, source)
-    assert 'n0000001000000001.jpg' in error and 'n0000000300000002.jpg' in error and '2 problem' in error
-    assert not decoded
-
-
-def test_two_images_of_one_number_are_an_error(content, run, tmp_path):
-    source = lay_out(content, 'folders', tmp_path / 'in')
-    (source / 'n00000003' / 'n00000003_09.jpg').write_bytes(content['n00000003'][0])
-    error = error_of(run, source)
-    assert 'n00000003' in error and 'same number' in error
-
-
-@pytest.mark.parametrize('damage', ['cut', 'cut between images', 'broken header', 'not a tar', 'empty'])
-def test_damaged_tars_are_named(damage, content, run, tmp_path, decoded):
-    source = lay_out(content, 'tars', tmp_path / 'in')
-    for synset in ('n00000010', 'n00000003'):
-        path = source / f'{synset}.tar'
-        data = path.read_bytes()
-        with tarfile.open(path) as tar:
-            last = tar.getmembers()[-1].offset
-        path.write_bytes({
-            'cut': data[:last - 700], 'cut between images': data[:last], 'not a tar': b'a web page' * 99,
-            'broken header': data[:last] + b'x' * 512 + data[last + 512:], 'empty': b''}[damage])
-    error = error_of(run, source)
-    assert 'n00000010.tar' in error and 'n00000003.tar' in error and 'n00000002' not in error
-    assert not decoded
-
-
-def test_damage_inside_the_big_tar_is_named(content, run, tmp_path):
-    source = lay_out(content, 'big_tar', tmp_path / 'in')
-    with tarfile.open(source) as tar:
-        start = tar.getmember('n00000003.tar').offset_data
-    with open(source, 'r+b') as f:
-        f.seek(start)
-        f.write(b'x' * 100)
-    error = error_of(run, source)
-    assert 'n00000003' in error and str(source) in error and 'n00000010' not in error
-
-
-def test_big_tar_whose_download_stopped_is_named(content, run, tmp_path):
-    source = lay_out(content, 'big_tar', tmp_path / 'in')
-    os.truncate(source, os.path.getsize(source) // 2)
-    assert str(source) in error_of(run, source)
-
-
-def test_missing_source_is_named(run, tmp_path):
-    assert str(tmp_path / 'nowhere') in error_of(run, tmp_path / 'nowhere')
-
-
-@pytest.mark.parametrize('option', ['--size', '--workers'])
-def test_options_below_one_are_refused(option, run, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run(tmp_path, option, '0')
-    assert option in capsys.readouterr().err
-
-
-# ---- As a program ----
 
 def test_command_line(content, tmp_path):
     source = lay_out(content, 'big_tar', tmp_path / 'in')
@@ -469,3 +334,29 @@ def test_command_line(content, tmp_path):
     assert done.returncode == 0, done.stderr
     assert 'test.npz: 1 classes, 4 images' in done.stdout
     assert load(tmp_path / 'out')['test']['n00000004'].shape == (4, 84, 84, 3)
+
+
+def test_bars_are_for_terminals_and_a_closed_pipe_stops_nothing(content, tmp_path):
+    source = write_splits(lay_out(content, 'images', tmp_path / 'in'))
+    command = [sys.executable, os.path.join(ROOT, 'preprocess_mini_imagenet.py'), str(source)]
+    done = subprocess.run(command + ['--output', str(tmp_path / 'out')], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ''
+    started = subprocess.Popen(command + ['--output', str(tmp_path / 'piped')], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    started.stdout.close()
+    assert started.stderr.read() == '' and started.wait() == 0
+    check(load(tmp_path / 'piped'))
+
+
+def test_names_that_the_terminal_lacks_are_escaped(content, tmp_path):
+    source = lay_out(content, 'images', tmp_path / 'in')
+    label = 'd\u00e9j\u00e0 \u732b'
+    for split, csv in CSV_FILES.items():
+        row = f'{name_of(CLASSES[split][0], 1)},{label} {split}'
+        (tmp_path / csv).write_text(f'filename,label\n{row}\n', encoding='utf-8')
+    (source / 'images' / name_of('n00000003', 1)).write_bytes(b'broken')
+    done = subprocess.run([sys.executable, os.path.join(ROOT, 'preprocess_mini_imagenet.py'), str(source), '--splits',
+                           str(tmp_path), '--output', str(tmp_path / 'out')], capture_output=True, text=True,
+                          env={**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii'})
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'd\\xe9j\\xe0 \\u732b dev: none of its images' in done.stderr

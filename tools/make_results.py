@@ -134,7 +134,7 @@ class Results:
 
     def commands(self, data, split=''):
         """The options of the runs on these data."""
-        return _table(['run', 'options'], [[run.name, f'`{shlex.join(run.options)}`']
+        return _table(['run', 'options'], [[run.name, f'`{shlex.join(run.options)}`' if run.options else 'none']
                                            for run in self._of(data, split) if run.script])
 
     def tests(self, data, split=''):

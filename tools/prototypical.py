@@ -13,6 +13,8 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np  # noqa: E402
+
+import data  # noqa: E402
 from experiment import console  # noqa: E402
 from experiment.checkpoints import Snapshot, check_folder, claim  # noqa: E402
 from experiment.evaluation import Best, Tasks  # noqa: E402
@@ -20,8 +22,6 @@ from experiment.log import Log, Report  # noqa: E402
 from experiment.loop import EpisodeUpdater, Epochs, train  # noqa: E402
 from experiment.results import report_result, write_results  # noqa: E402
 from experiment.settings import COMMON, configured, whole  # noqa: E402
-
-import data  # noqa: E402
 from metanet import CNN  # noqa: E402
 from ops.checks import check_episode  # noqa: E402
 from ops.compat import F, chainer, extensions, training  # noqa: E402

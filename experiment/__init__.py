@@ -1,0 +1,1 @@
+"""What training scripts need around a model with a `loss`: settings, loop, log, checkpoints, tests and results."""

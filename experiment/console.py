@@ -1,0 +1,100 @@
+"""How a script speaks and ends: in sentences that its terminal can show, without tracebacks."""
+import contextlib
+import os
+import signal
+import sys
+
+from sources.files import printable
+
+STOPPED = 'Stopped at once. All that is saved stays; the same command resumes a training from its snapshot.'
+
+
+def start():
+    """Lets Ctrl-C end a script with a sentence while it imports, which takes seconds. `run` comes after the imports."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stop_at_once)
+
+
+def _stop_at_once(signum, frame):
+    # An exception could be lost, or become another one, in the libraries that are being imported.
+    write_error('\n' + STOPPED + '\n')
+    os._exit(130)
+
+
+def run(main):
+    """Runs a script's `main` with the words of the command line, and ends the program plainly where it stops."""
+    if signal.getsignal(signal.SIGINT) is _stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        try:
+            with plain_errors(MemoryError):
+                main(sys.argv[1:])
+        finally:
+            with _writing():
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+    except KeyboardInterrupt:
+        write_error('\n' + STOPPED + '\n')
+        sys.exit(130)
+
+
+def say(text, start=''):
+    """Prints a line to stdout. Ends the program (SystemExit) when nobody reads it any more, or it cannot be written.
+
+    Args:
+        text: the line; what the terminal cannot show, or must not, is escaped.
+        start: what the terminal gets before it, as it is.
+    """
+    with _writing():
+        print(start + printable(text), flush=True)
+
+
+def warn(text):
+    """Prints a warning to stderr."""
+    with contextlib.suppress(OSError):
+        print(f'warning: {printable(text, sys.stderr)}', file=sys.stderr, flush=True)
+
+
+def write_error(text):
+    """Writes text to stderr, if there is one; may be called by a signal's handler."""
+    # Not print: it may be what was interrupted, and cannot be entered twice.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.write(sys.__stderr__.fileno(), text.encode(sys.__stderr__.encoding, 'backslashreplace'))
+
+
+@contextlib.contextmanager
+def _writing():
+    try:
+        yield
+    except OSError as error:
+        # Otherwise what is left to be written fails once more at the very end.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        fail(f'the output cannot be written any more ({error.strerror or error}); all that is saved stays, and the '
+             'same command goes on from there')
+
+
+def fail(error):
+    """Ends the program (SystemExit) with an error's message."""
+    sys.exit(f'error: {printable(error, sys.stderr)}')
+
+
+@contextlib.contextmanager
+def plain_errors(kinds=(ValueError, OSError)):
+    """Ends the program with the message alone where settings, data, files or the machine's memory are at fault.
+
+    Args:
+        kinds: a class of exceptions or a tuple of them. MemoryError always is one.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        details = f' ({error})' if str(error) else ''
+        fail(f'there is not enough memory{details}: choose smaller sizes, or end other programs')
+    except kinds as error:
+        fail(error)
+
+
+def is_terminal(stream):
+    """Whether a stream, which may be None, is a terminal."""
+    return stream is not None and stream.isatty()

@@ -1,0 +1,196 @@
+"""The training loop, around Chainer's Trainer: learning from episodes, and stopping at Ctrl-C."""
+import signal
+import sys
+import threading
+import time
+
+from experiment.checkpoints import resume
+from experiment.console import fail, is_terminal, plain_errors, say, write_error
+from ops.compat import chainer, extensions, training
+
+
+def device_of(gpu):
+    """The Chainer device for a setting `gpu`: -1 is the CPU, otherwise a CUDA device's number.
+
+    Raises:
+        ValueError: CuPy or that CUDA device cannot be used.
+    """
+    if gpu < 0:
+        return chainer.get_device('@numpy')
+    try:
+        chainer.backends.cuda.check_cuda_available()
+        found = chainer.get_device(f'@cupy:{gpu}')
+        found.use()
+        found.xp.zeros(1)
+    except Exception as error:  # whatever CuPy and the CUDA driver raise
+        raise ValueError(f'gpu = {gpu} cannot be used ({error}); install the cupy wheel for your CUDA version, see the '
+                         'README, or set gpu = -1 for the CPU') from error
+    return found
+
+
+class EpisodeUpdater(training.Updater):
+    """Learns from the sampler's episodes; reports `main/loss`, `main/accuracy` and `seconds`, all of an episode.
+
+    Its `iteration` counts episodes. Ends the program (SystemExit) when an update makes a parameter infinite or nan.
+
+    Args:
+        model: a link whose `loss(episode)` reports `loss` and `accuracy`.
+        optimizer: set up with the model.
+        sampler: `data.EpisodeSampler` of training episodes.
+        epoch_size: training episodes to an epoch.
+        n_averaged: episodes whose mean gradient makes an update; `epoch_size` is a multiple of it.
+    """
+
+    def __init__(self, model, optimizer, sampler, epoch_size, n_averaged=1):
+        self.model = model
+        self.optimizer = optimizer
+        self.sampler = sampler
+        self.epoch_size = epoch_size
+        self.n_averaged = n_averaged
+        self.iteration = 0
+
+    @property
+    def epoch(self):
+        return self.iteration // self.epoch_size
+
+    @property
+    def epoch_detail(self):
+        return self.iteration / self.epoch_size
+
+    @property
+    def previous_epoch_detail(self):
+        return (self.iteration - self.n_averaged) / self.epoch_size
+
+    @property
+    def is_new_epoch(self):
+        return self.iteration % self.epoch_size == 0
+
+    def get_all_optimizers(self):
+        return {'main': self.optimizer}
+
+    def connect_trainer(self, trainer):
+        pass
+
+    def finalize(self):
+        pass
+
+    def update(self):
+        start = time.perf_counter()
+        summary = chainer.DictSummary()
+        self.model.cleargrads()
+        for _ in range(self.n_averaged):
+            observation = {}
+            with chainer.report_scope(observation):
+                loss = self.model.loss(self.sampler.sample())
+            summary.add(observation)
+            (loss / self.n_averaged).backward()
+        self.optimizer.update()
+        self.iteration += self.n_averaged
+        if not all(param.xp.isfinite(param.array).all() for param in self.model.params()):
+            fail(f'the parameters are no longer finite after episode {self.iteration}; what was saved before is as it '
+                 'was. Give a run with a smaller alpha or clip, or another seed, another folder (out)')
+        chainer.report(summary.compute_mean())
+        chainer.report({'seconds': (time.perf_counter() - start) / self.n_averaged})
+
+    def serialize(self, serializer):
+        self.iteration = serializer('iteration', self.iteration)
+        self.optimizer.serialize(serializer['optimizer'])
+        self.model.serialize(serializer['model'])
+        self.sampler.set_state(serializer('sampler', self.sampler.get_state()))
+
+
+class Clipping:
+    """An optimizer's hook that bounds the gradient's norm; reports `gradient_norm`, of all parameters, before.
+
+    Args:
+        bound: above 0.
+        apart: an extension: whether each parameter's gradient is bounded on its own, not that of all together.
+    """
+
+    name = 'Clipping'
+    timing = 'pre'
+
+    def __init__(self, bound, apart=False):
+        self.bound = bound
+        self.apart = apart
+
+    def __call__(self, optimizer):
+        xp = optimizer.target.xp
+        params = list(optimizer.target.params(False))
+        squares = [param.grad.ravel().dot(param.grad.ravel()) for param in params]
+        norm = xp.sqrt(sum(squares))
+        chainer.report({'gradient_norm': norm})
+        for param, square in zip(params, squares):
+            param.grad = param.grad * (self.bound / xp.maximum(xp.sqrt(square) if self.apart else norm, self.bound))
+
+
+def decay(updater, n_epoch, n_decay):
+    """The extension by which Adam's learning rate falls linearly to 0 over the last `n_decay` of `n_epoch` epochs."""
+    n_updates = updater.epoch_size // updater.n_averaged  # in an epoch
+    between = max(0, n_epoch - n_decay) * n_updates, n_epoch * n_updates
+    return extensions.LinearShift('alpha', (updater.optimizer.alpha, 0.0), between, updater.optimizer)
+
+
+class Epochs:
+    """A stop trigger: after `n_epoch` epochs, or after the update or the tests during which Ctrl-C was pressed.
+
+    Ctrl-C is waited for within a `with`, in the main thread; at the second, KeyboardInterrupt is raised as usual.
+
+    Attributes:
+        pressed: whether Ctrl-C was.
+    """
+
+    def __init__(self, n_epoch):
+        self.n_epoch = n_epoch
+        self.pressed = False
+
+    def __enter__(self):
+        self.waits = threading.current_thread() is threading.main_thread()
+        if self.waits:
+            self.previous = signal.signal(signal.SIGINT, self.press)
+        return self
+
+    def __exit__(self, *exception):
+        if self.waits:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def press(self, signum, frame):
+        self.pressed = True
+        signal.signal(signal.SIGINT, self.previous)
+        write_error('\nStopping after the episodes at hand. Press Ctrl-C again to stop at once, and lose what has been '
+                    'learned since the last epoch.\n')
+
+    def __call__(self, trainer):
+        return self.pressed or trainer.updater.epoch >= self.n_epoch
+
+    def get_training_length(self):
+        return self.n_epoch, 'epoch'
+
+
+def train(trainer):
+    """Trains to the last epoch, going on from the latest snapshot in the trainer's folder if it has one.
+
+    A continued run is the same, bit for bit, as one that never stopped. Ctrl-C leaves a snapshot and ends the program.
+
+    Args:
+        trainer: `chainer.training.Trainer` of an `EpisodeUpdater`, with the stop trigger `Epochs` and the extension
+            `checkpoints.Snapshot`.
+
+    Raises:
+        SystemExit: the snapshots are damaged or of another network, the run has more epochs already, Ctrl-C was
+            pressed, parameters are no longer finite, or a file cannot be written.
+    """
+    updater, out = trainer.updater, trainer.out
+    if is_terminal(sys.stdout):
+        trainer.extend(extensions.ProgressBar(update_interval=1), trigger=lambda trainer: True)
+    with plain_errors(OSError), trainer.stop_trigger as stop:
+        if resume(trainer):
+            say(f'going on after {updater.iteration} episodes, from the snapshot in {out}')
+        if updater.epoch_detail > stop.n_epoch:
+            fail(f'the folder {out} holds a run that has trained for {updater.epoch_detail:g} epochs, more than '
+                 f'n_epoch = {stop.n_epoch}: raise that, or give this run another folder (out)')
+        trainer.run(show_loop_exception_msg=False)
+        if updater.epoch < stop.n_epoch:
+            trainer.get_extension('snapshot')(trainer)
+    if stop.pressed:
+        sys.exit(f'Stopped after {updater.iteration} episodes; the same command goes on from there.')

@@ -1,0 +1,133 @@
+"""Results: what was trained and tested, the final test of each way, and the file that keeps them."""
+import csv
+import os
+
+from experiment.checkpoints import WEIGHTS
+from experiment.console import say, warn
+from experiment.evaluation import interval, pixel_accuracy, test
+from sources.files import replacing
+
+
+def is_papers(settings, usual, sizes):
+    """Whether a model is the paper's own, by the settings of its training; see `model_name`."""
+    return all(settings.get(name, value) == value for name, value in {**usual, **sizes}.items())
+
+
+def model_name(variant, settings, usual, sizes, *remarks):
+    """What a line of results calls a model, and in brackets how it and its training depart from the paper's.
+
+    Args:
+        variant: the paper's name for it.
+        settings: dict of its training's, with `weights`, 'last' or 'average', and `checkpoints.class_names`.
+        usual: these class names of the paper's model. Others are named.
+        sizes: {setting: value} of the paper's model. Others are named.
+        remarks: to come first.
+    """
+    others = {name: settings[name] for name, value in usual.items() if settings.get(name, value) != value}
+    variant = variant.replace('MetaNet', others.pop('class_of_model', 'MetaNet'))
+    remarks += tuple(f'{name.replace("class_of_", "")}: {value}' for name, value in others.items())
+    words = {'n_filters': '{} filters', 'n_slow': '{} slow convolutions', 'n_steps': '{} steps'}
+    remarks += tuple(words[name].format(settings[name]) for name, size in sizes.items()
+                     if settings.get(name, size) != size)
+    if settings.get('average_decay'):
+        remarks += WEIGHTS[settings['weights']],
+    departures = {
+        'centred': ('', 'centred: {}'),
+        'amsgrad': (False, 'AMSGrad'),
+        'clipping': ('together', 'gradients clipped {}'),
+        'nb_samples_per_class': (1, '{}-shot'),
+        'rotations': ('episode', 'rotations: {}'),
+        'n_episodes_per_update': (1, '{} episodes an update'),
+    }
+    remarks += tuple(words.format(settings[name]) for name, (usual, words) in departures.items()
+                     if settings.get(name, usual) != usual)
+    return variant + (f' ({", ".join(remarks)})' if remarks else '')
+
+
+def result_label(model, trained, source, detail=''):
+    """What lines of results say was trained and on what, and on what it was tested.
+
+    Args:
+        model: as `model_name` calls it.
+        trained: the settings of its training.
+        source: the data it was tested on.
+        detail: what is to be said of the training data beside their name.
+    """
+    tested = '' if source == trained['data'] else f', tested on {source}'
+    return f'{model} trained {trained["n_outputs_train"]}-way, on {trained["data"]}{detail}{tested}'
+
+
+def final_test(model, samplers, n_episodes, label, paper, keep=None):
+    """Tests each way on many episodes, and prints its line.
+
+    Args:
+        model: a link, as for `evaluation.test`.
+        samplers: {way: `data.EpisodeSampler`}; they are left as they were, for another model.
+        n_episodes: episodes of each way.
+        label: what was tested on what, for every line.
+        paper: {way: the paper's accuracy in %}, for the ways that it has.
+        keep: function that takes each row, a dict, before it is printed: `write_results` with the folder, for one.
+    """
+    for way, sampler in samplers.items():
+        start = sampler.get_state()
+        result = interval(100 * test(model, sampler, n_episodes, f'{way}-way test')[:, 1])
+        sampler.set_state(start)
+        report_result(label, sampler, n_episodes, result, paper.get(way), keep)
+        sampler.set_state(start)
+
+
+def report_result(label, sampler, n_episodes, result, paper, keep=None):
+    """Prints one way's result, after a row of it is kept.
+
+    Args:
+        label: what was tested on what.
+        sampler: the `data.EpisodeSampler` it was tested on, as it was before.
+        n_episodes: test episodes.
+        result: mean accuracy and half width of its interval, in %.
+        paper: the paper's accuracy in %, or None.
+        keep: as of `final_test`.
+    """
+    pixels = interval(100 * pixel_accuracy(sampler, n_episodes))
+    if keep:
+        keep({'model': label, 'way': sampler.way, 'shot': sampler.shot, 'episodes': n_episodes,
+              'accuracy': round(result[0], 2), 'interval': round(result[1], 2),
+              'pixels': round(pixels[0], 2), 'pixels_interval': round(pixels[1], 2), 'paper': paper})
+    beside = 'has no such number' if paper is None else f'{paper} %'
+    say(f'{label}, {sampler.way}-way {sampler.shot}-shot: {result[0]:.2f} +- {result[1]:.2f} % on {n_episodes} test '
+        f'episodes; nearest neighbour on pixels {pixels[0]:.2f} +- {pixels[1]:.2f} %; the paper {beside}')
+
+
+def write_results(out, n_trained, row):
+    """Adds a row of results to `final_test.csv` in the folder `out`; those of other tests stay.
+
+    Where that file cannot be read or written, a warning says so, and the row goes to another one, `final_test_2.csv`.
+
+    Args:
+        out: the folder.
+        n_trained: training episodes of the model.
+        row: dict, as `report_result` keeps it.
+    """
+    row = {'trained': str(n_trained), **{name: '' if value is None else str(value) for name, value in row.items()}}
+    for name in 'final_test.csv', 'final_test_2.csv', 'final_test_3.csv':
+        path = os.path.join(out, name)
+        try:
+            return _add_row(path, row)
+        except (OSError, ValueError, csv.Error) as error:
+            warn(f'the result cannot be added to {path} ({error})')
+    warn(f'the result is in no file, but here: {", ".join(f"{name} {value}" for name, value in row.items())}')
+
+
+def _add_row(path, row):
+    rows = []
+    if os.path.lexists(path):
+        if not os.path.isfile(path):
+            raise ValueError('it is no file')
+        with open(path, newline='', encoding='utf-8') as file:
+            rows = [other for other in csv.DictReader(file) if other != row]
+        if any(None in other or None in other.values() for other in rows):
+            raise ValueError('its rows have other numbers of values than its first line has names')
+    rows.append(row)
+    with replacing(path, 'w', newline='', errors='backslashreplace') as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys([*row, *(name for other in rows for name in other)])))
+        writer.writeheader()
+        writer.writerows(rows)

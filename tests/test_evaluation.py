@@ -1,0 +1,108 @@
+"""Tests of a model: on episodes, after every epoch, and the final one with its file of results."""
+import csv
+import functools
+
+import numpy as np
+from small_runs import Classifier, rows, same, sampler
+
+import data
+from experiment import evaluation
+from experiment.checkpoints import Snapshot
+from experiment.evaluation import Best, Tasks, interval, pixel_accuracy
+from experiment.evaluation import test as run_test
+from experiment.log import Log, Report
+from experiment.loop import EpisodeUpdater, Epochs, train
+from experiment.results import final_test, write_results
+from ops.compat import chainer, training
+
+
+def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch):
+    model = Classifier()
+    optimizer = chainer.optimizers.Adam().setup(model)
+    dev, tests = sampler(1), sampler(2)
+    accuracies = iter([0.5, 0.4, 0.6])  # of the dev tasks after each epoch, as if
+    tested = []
+
+    def fake(model, sampler, n, progress=None):
+        if sampler is dev:
+            return np.array([[1.0, next(accuracies)]] * n)
+        tested.append(run_test(model, sampler, n))
+        return tested[-1]
+
+    monkeypatch.setattr(evaluation, 'test', fake)
+    best = Best(model, 'last', {'data': 'strokes'}, str(tmp_path / 'best.npz'), 'dev/3-way/accuracy', 'test/3-way',
+                tests, 4)
+    trainer = training.Trainer(EpisodeUpdater(model, optimizer, sampler(), 2), Epochs(3), str(tmp_path))
+    log = Log('strokes')
+    for extension in Tasks(model, {'dev/3-way': dev}, 2, same=True), best, log, Snapshot(), Report(log):
+        trainer.extend(extension)
+    train(trainer)
+    assert len(tested) == 2
+    np.testing.assert_allclose(best.test_result, [6, 60, *interval(100 * tested[-1][:, 1])], rtol=1e-6)
+    assert [row['test/3-way/accuracy'] != '' for row in rows(tmp_path)] == [True, False, True]
+    saved = Classifier()
+    chainer.serializers.load_npz(str(tmp_path / 'best.npz'), saved)
+    assert same(saved, model)
+
+
+def test_dev_tasks_can_be_the_same_each_epoch():
+    model = Classifier()
+    source = sampler()
+    seen = []
+    for same_tasks in (True, False):
+        tasks = Tasks(model, {'dev/3-way': source}, 3, same=same_tasks)
+        for _ in range(2):
+            observation = {}
+            with chainer.Reporter().scope(observation):
+                tasks(None)
+            seen.append(observation['dev/3-way/loss'])
+    assert seen[0] == seen[1] != seen[3]
+
+
+def test_pixel_accuracy_is_the_nearest_neighbours():
+    flat = {name: np.full((3, 2, 2), 80 * i, np.uint8) for i, name in enumerate('abc')}
+    assert (pixel_accuracy(data.EpisodeSampler(flat, 3, 1, 2), 5) == 1).all()
+
+
+def test_testing_neither_learns_nor_touches_the_training_log():
+    model = Classifier()
+    before = [param.array.copy() for param in model.params()] + [model.bn.avg_mean.copy()]
+    observation = {}
+    with chainer.Reporter().scope(observation):
+        results = run_test(model, sampler(1), 4)
+    assert results.shape == (4, 2) and (results[:, 1] * 3 % 1 < 1e-6).all() and not observation
+    after = [param.array for param in model.params()] + [model.bn.avg_mean]
+    assert all((a == b).all() for a, b in zip(after, before))
+
+
+def test_interval_covers_the_mean():
+    random = np.random.RandomState(0)
+    hits = []
+    for _ in range(500):
+        mean, half = interval(random.rand(100))
+        hits.append(abs(mean - 0.5) < half)
+    assert 0.92 < np.mean(hits) < 0.98
+
+
+def kept(tmp_path, name='final_test.csv'):
+    with open(tmp_path / name, newline='', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def test_final_test_writes_what_it_prints(tmp_path, capsys):
+    final_test(Classifier(), {3: sampler()}, 5, 'MetaNet on synthetic', {3: 99.0},
+               functools.partial(write_results, str(tmp_path), 30))
+    line = capsys.readouterr().out
+    (row,) = kept(tmp_path)
+    expected = {'trained': '30', 'way': '3', 'shot': '1', 'episodes': '5', 'paper': '99.0'}
+    assert {name: row[name] for name in expected} == expected
+    assert 'MetaNet on synthetic, 3-way 1-shot: {:.2f} +- {:.2f} % on 5 test episodes; nearest neighbour'.format(
+        float(row['accuracy']), float(row['interval'])) in line
+
+
+def test_another_test_keeps_the_results_of_earlier_ones(tmp_path):
+    row = {'way': 5, 'episodes': 100, 'accuracy': 98.1, 'paper': None}
+    for n_trained, episodes in ((10, 100), (10, 20), (10, 100), (30, 100)):
+        write_results(str(tmp_path), n_trained, dict(row, episodes=episodes))
+    found = [(row['trained'], row['episodes'], row['accuracy'], row['paper']) for row in kept(tmp_path)]
+    assert found == [('10', '20', '98.1', ''), ('10', '100', '98.1', ''), ('30', '100', '98.1', '')]

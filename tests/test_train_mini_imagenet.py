@@ -1,0 +1,61 @@
+"""train_mini_imagenet.py: the paper's protocol, on invented textures and on files of images."""
+import os
+
+import pytest
+from small_scripts import TEXTURES, call, refusal, train
+
+import data
+
+
+def save_parts(folder, names=('train', 'dev', 'test')):
+    """Seven classes in each of the three files."""
+    os.makedirs(folder)
+    for i, part in enumerate(names):
+        data.save_classes(os.path.join(folder, part + '.npz'), dict(TEXTURES[7 * i:7 * i + 7]))
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Its name; runs are in a folder that has images in `images`."""
+    monkeypatch.chdir(tmp_path)
+    save_parts('images')
+    return 'train_mini_imagenet'
+
+
+@pytest.mark.parametrize('model, centred, name', [('partial', '', 'partial'),
+                                                  ('partial, u', 'fc', 'partial, u, centred: fc')])
+def test_the_best_models_test_is_the_result(script, capsys, model, centred, name):
+    train(script, '--input_path=images', '--model', model, '--centred', centred, '--n_outputs_train=6')
+    lines = capsys.readouterr().out.splitlines()
+    assert {'best.npz', 'best_average.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(os.listdir('here'))
+    for weights, best, line in ('last iterate', 'best', lines[-3]), ('averaged weights', 'best_average', lines[-1]):
+        its_name = name.replace(model, f'{model}, 4 filters, {weights}')
+        assert f'MetaNet ({its_name}) trained 6-way, on own data (images), 5-way 1-shot' in line
+        # The only epoch's model is the best: its test is repeated.
+        call(script, '--evaluate', f'here/{best}.npz', '--n_test_episodes=2', '--n_queries=2', '--input_path=images')
+        assert capsys.readouterr().out.splitlines() == [line]
+
+
+def test_without_images_it_runs_on_textures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train('train_mini_imagenet')
+    shown = capsys.readouterr()
+    assert 'NOT MINI-IMAGENET' in shown.err and 'trained 5-way, on synthetic textures' in shown.out
+
+
+def test_a_model_is_not_tested_on_images_of_another_size(script, capsys):
+    train(script, '--input_path=images')
+    assert refusal(script, '--evaluate', 'here/best.npz') == (
+        'error: the model to evaluate was trained on images of size 32 with 3 channels, those in data/miniImagenet are '
+        'of size 84 with 3: give others (input_path)')
+
+
+def test_a_folder_that_was_named_is_not_replaced_by_textures(script):
+    end = refusal(script, '--out=here', '--input_path=none')
+    assert 'train.npz' in end and 'missing' in end
+    assert not os.path.exists('here')
+
+
+def test_classes_in_two_files_are_refused(script):
+    data.save_classes('images/dev.npz', dict(TEXTURES[:7]))
+    assert 'is in both' in refusal(script, '--out=here', '--input_path=images')

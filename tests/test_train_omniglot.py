@@ -1,0 +1,269 @@
+"""train_omniglot.py: trainings, tests of a trained model, and the paper's numbers."""
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from small_runs import ROOT, rows, same
+from small_scripts import SMALL, STROKES, call, refusal, train
+
+import data
+import train_omniglot
+from metanet import CNN
+
+
+def prepare(folder, patch):
+    """Lets runs be in a folder, and on invented characters. Returns the script's name."""
+    patch.chdir(folder)
+    patch.setattr(data, 'omniglot', lambda input_path, split: (dict(STROKES[:18]), dict(STROKES[18:]),
+                                                               'synthetic strokes'))
+    return 'train_omniglot'
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    return prepare(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """The folder in which a training has made `here/model.npz`."""
+    folder = tmp_path_factory.mktemp('trained')
+    with pytest.MonkeyPatch.context() as patch:
+        train(prepare(folder, patch), '--n_outputs_test=5,8')
+    return folder
+
+
+def test_it_runs_anywhere_as_a_program_and_says_that_it_is_not_omniglot(tmp_path):
+    offline = {name: value for name, value in os.environ.items() if name != 'OMNIGLOT_DIR'}
+    offline.update(http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')  # where nobody listens
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, 'train_omniglot.py'), '--input_path', 'data', '--n_epoch', '1',
+         '--n_episodes', '2', '--n_test_episodes', '2', '--n_final_episodes', '3', '--n_filters', '4',
+         '--n_outputs_test', '5,8', '--out', 'here'], capture_output=True, text=True, cwd=str(tmp_path), env=offline)
+    assert done.returncode == 0, done.stderr
+    assert 'NOT OMNIGLOT' in done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 5 and all('synthetic' in line for line in lines)
+    assert 'the paper has no such number' in lines[1] and '8-way 1-shot' in lines[2]
+    assert '(4 filters, last iterate)' in lines[2]
+    assert '(4 filters, averaged weights)' in lines[3] and '5-way 1-shot' in lines[3]
+    pixels = [line.partition(';')[2] for line in lines[1:]]
+    assert pixels[:2] == pixels[2:]  # both on the same episodes
+    with open(tmp_path / 'here' / 'settings.json') as file:
+        settings = json.load(file)
+    assert settings['data'] == 'synthetic strokes' and settings['n_filters'] == 4
+
+
+def test_evaluate_repeats_the_final_test(script, capsys):
+    train(script, '--n_outputs_test=5,8')
+    printed = capsys.readouterr().out
+    before = sorted(os.listdir('here'))
+    # The file knows the model: its number of filters need not be given again.
+    call(script, '--evaluate', 'here/model.npz', '--n_outputs_test=5,8,7', '--n_queries_test=2', '--n_final_episodes=3')
+    lines = capsys.readouterr().out.splitlines()
+    last, average = lines[:3], lines[3:]
+    assert last[:2] + average[:2] == printed.splitlines()[-4:]
+    assert '7-way 1-shot' in last[2] and '7-way 1-shot' in average[2]
+    assert sorted(os.listdir('here')) == before
+
+
+def test_evaluate_refuses_what_the_model_was_not_trained_with(script, trained):
+    end = refusal(script, '--evaluate', str(trained / 'here/model.npz'), '--n_filters', '4', '--split', 'standard')
+    assert "split = 'standard', but the model to evaluate was trained with 'previous'" in end
+
+
+def test_results_name_what_was_trained_and_tested_on():
+    settings = {'split': 'previous', 'variant': 'MetaNet-', 'n_outputs_train': 5, 'data': 'Omniglot', 'centred': 'fc'}
+    assert train_omniglot.label(settings, 'Omniglot') == (
+        'MetaNet- (centred: fc) trained 5-way, on Omniglot, previous split')
+    settings.update(nb_samples_per_class=3, rotations='classes', n_episodes_per_update=4)
+    assert train_omniglot.label(settings, 'Omniglot').startswith(
+        'MetaNet- (centred: fc, 3-shot, rotations: classes, 4 episodes an update) trained')
+    settings.update(centred='', nb_samples_per_class=1, rotations='episode', n_episodes_per_update=1)
+    settings['data'] = 'synthetic strokes'
+    assert train_omniglot.label(settings, 'Omniglot') == (
+        'MetaNet- trained 5-way, on synthetic strokes, tested on Omniglot')
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {}
+
+
+def test_inserted_softmax_layers_are_the_same_each_time(trained):
+    path = str(trained / 'here' / 'model.npz')
+    model, settings = train_omniglot.load(path, [9])
+    last, its_settings = train_omniglot.load(path, [9], weights='last')
+    assert (settings['weights'], its_settings['weights']) == ('average', 'last')
+    assert not same(model, last) and (model.base.softmax9.W.array == last.base.softmax9.W.array).all()
+    again, _ = train_omniglot.load(path, [9])
+    assert settings['n_filters'] == 4 and same(model, again)
+    assert not {'input_path', 'out', 'gpu'} & set(settings)  # a model is handed on without its maker's paths
+    assert 0.09 < abs(model.base.softmax9.W.array).max() < 0.1
+    quieter, _ = train_omniglot.load(path, [9], inserted_scale=0.001)
+    np.testing.assert_allclose(quieter.base.softmax9.W.array, 0.01 * model.base.softmax9.W.array, rtol=1e-5)
+    assert (quieter.base.fc1.W.array == model.base.fc1.W.array).all()
+    among_others, _ = train_omniglot.load(path, [5, 8, 9])
+    assert (among_others.base.softmax9.W.array == model.base.softmax9.W.array).all()
+    # The file has a softmax layer for 8 classes, too, but training hasn't seen it.
+    quieter, _ = train_omniglot.load(path, [8], inserted_scale=0.001)
+    assert abs(quieter.base.softmax8.W.array).max() < 0.001
+
+
+def save_npy(path):
+    with open(path, 'wb') as file:
+        np.save(file, np.zeros(3))
+
+
+@pytest.mark.parametrize('damage, message', [
+    (lambda path: path.write_bytes(b'no npz'), 'is not an npz file'),
+    (save_npy, 'is not an npz file'),
+    (lambda path: np.savez(path, a=1), 'it has no settings'),
+    (lambda path: np.savez(path, settings='{"seed": 0}'), 'its settings lack n_outputs_train'),
+    (lambda path: path.unlink(missing_ok=True), 'model.npz does not exist'),
+])
+def test_evaluate_refuses_what_is_no_model(script, tmp_path, damage, message):
+    damage(tmp_path / 'model.npz')
+    end = refusal(script, '--evaluate', 'model.npz')
+    assert end.startswith('error: model.npz ') and message in end
+
+
+def test_a_model_that_lacks_a_part_is_refused(trained, tmp_path):
+    with np.load(trained / 'here' / 'model.npz') as file:
+        np.savez(tmp_path / 'model.npz', **{name: file[name] for name in file if name != 'average/m_fc/l2/b'})
+    with pytest.raises(ValueError, match='it lacks m_fc/l2/b'):
+        train_omniglot.load(str(tmp_path / 'model.npz'), [5])
+
+
+def test_a_model_is_refused_by_a_network_that_lacks_a_part(trained, monkeypatch):
+    class Convolutions(CNN):
+        def __init__(self, *args, **settings):
+            super().__init__(*args, **settings)
+            del self.fc1
+
+    Convolutions.__name__, Convolutions.__module__ = 'CNN', 'metanet'  # as if it had been changed in place
+    monkeypatch.setattr(train_omniglot, 'CNN', Convolutions)
+    with pytest.raises(ValueError, match='the model lacks its base/fc1/W, embed/fc1/W'):
+        train_omniglot.load(str(trained / 'here' / 'model.npz'), [5])
+
+
+def test_each_number_of_the_paper_is_for_its_own_setting():
+    settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5, 'nb_samples_per_class': 1,
+                'data': 'Omniglot'}
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {5: 98.95, 10: 96.4, 15: 93.6, 20: 93.07}
+    settings['n_outputs_train'] = 20
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot')[5] == 99.55
+    settings['split'] = 'standard'
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {20: 95.92}
+    assert train_omniglot.paper_accuracies(settings, 5, 'Omniglot') == {}
+    assert train_omniglot.paper_accuracies(settings, 1, 'synthetic strokes') == {}
+    settings['nb_samples_per_class'] = 5
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot') == {}
+
+
+def test_a_terminal_has_a_progress_bar(tmp_path):
+    pty = pytest.importorskip('pty')
+    for part, classes in ('train', STROKES[:18]), ('test', STROKES[18:]):
+        data.save_classes(str(tmp_path / f'{part}.npz'), dict(classes))
+    terminal, end = pty.openpty()
+    process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path),
+                                *SMALL['train_omniglot']], stdin=end, stdout=end, stderr=end, cwd=str(tmp_path))
+    os.close(end)
+    shown = bytearray()
+    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+        while True:
+            part = os.read(terminal, 1024)
+            if not part:
+                break
+            shown.extend(part)
+    os.close(terminal)
+    assert process.wait() == 0
+    text = shown.decode()
+    assert 'this epoch [' in text and 'epoch 1 (1 episodes)' in text and '5-way 1-shot' in text
+
+
+@pytest.mark.parametrize('initialisation', ['uniform', 'chainer'])
+def test_the_seed_decides_all(script, initialisation):
+    logs = []
+    for i, seed in enumerate('112'):
+        train(script, '--initialisation', initialisation, '--seed', seed, '--out', f'run{i}')
+        logs.append(rows(f'run{i}'))
+    assert logs[0] == logs[1] != logs[2]
+
+
+def test_more_epochs_go_on_bit_for_bit(script):
+    for n_epoch, out in (1, 'stopped'), (2, 'stopped'), (2, 'straight'):
+        train(script, f'--n_epoch={n_epoch}', '--out', out)
+    assert rows('stopped') == rows('straight')
+    stopped, straight = (train_omniglot.load(f'{out}/model.npz', [5])[0] for out in ('stopped', 'straight'))
+    assert same(stopped, straight)
+
+
+@pytest.mark.parametrize('words, message', [
+    (['--centred', 'softmax'], "centred = 'softmax': must be one of '', 'fc', 'conv', 'conv, fc'"),
+    (['--variant', 'MetaNet*'], "variant = 'MetaNet*': must be one of 'MetaNet', 'MetaNet-', 'MetaNet+'"),
+    (['--variant', 'MetaNet+', '--centred', 'fc'], "centred = 'fc' goes with MetaNet and MetaNet-"),
+    (['--split', 'mine'], "split = 'mine': must be one of 'previous', 'standard', 'dev'"),
+    (['--nb_samples_per_class', '15', '--n_queries', '10'], 'shot + n_query = 25'),
+    (['--n_outputs_train', '19'], '19-way episodes need 19 classes'),
+    (['--gpu', '99'], 'gpu = 99 cannot be used'),
+])
+def test_bad_settings_are_refused_before_any_work(script, words, message):
+    assert message in refusal(script, '--out', 'here', *words)
+    assert not os.path.exists('here')
+
+
+class Wide(CNN):
+    """A network of one's own, of which no parameter tells."""
+
+
+def test_a_network_of_ones_own_is_named_and_not_compared_with_the_paper(script, monkeypatch, capsys):
+    monkeypatch.setattr(data, 'omniglot', lambda *args: (dict(STROKES[:18]), dict(STROKES[18:]), 'Omniglot'))
+    monkeypatch.setattr(train_omniglot, 'SIZES', {'n_filters': 4, 'n_steps': 5})  # as if small were the paper's
+    train(script)
+    assert 'MetaNet (last iterate) trained' in capsys.readouterr().out
+    monkeypatch.setattr(train_omniglot, 'CNN', Wide)
+    train(script, '--out=wide')
+    shown = capsys.readouterr().out
+    name = 'MetaNet (base: test_train_omniglot.Wide, embed: test_train_omniglot.Wide, last iterate) trained'
+    assert name in shown and 'the paper has no such number' in shown and '98.95' not in shown
+    call(script, '--evaluate=wide/model.npz', '--n_queries_test=2', '--n_final_episodes=3')
+    again = capsys.readouterr().out
+    assert name in again and '98.95' not in again and again.splitlines() == shown.splitlines()[1:]
+
+
+def test_a_network_of_another_class_neither_goes_on_nor_loads(script, trained, monkeypatch):
+    train(script)
+    path = str(trained / 'here' / 'model.npz')
+    monkeypatch.setattr(train_omniglot, 'CNN', Wide)
+    with pytest.raises(ValueError, match="class_of_base is 'metanet.CNN', but test_train_omniglot.Wide is built now"):
+        train_omniglot.load(path, [5])
+    end = refusal(script, *SMALL[script], '--n_epoch=2')
+    assert "other settings: class_of_base ('metanet.CNN' there, 'test_train_omniglot.Wide' now), class_of_embed" in end
+
+
+def test_only_the_papers_own_model_is_compared_with_it():
+    settings = {'split': 'previous', 'variant': 'MetaNet', 'n_outputs_train': 5, 'nb_samples_per_class': 1,
+                'data': 'Omniglot', 'n_filters': 64, 'n_steps': 5, 'centred': ''}
+    settings.update(train_omniglot.usual_classes(settings))
+    assert train_omniglot.paper_accuracies(settings, 1, 'Omniglot')[5] == 98.95
+    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet trained 5-way, on Omniglot, previous split'
+    for name, value, words in (('n_filters', 32, 'MetaNet (32 filters)'), ('n_steps', 3, 'MetaNet (3 steps)'),
+                               ('class_of_base', 'mine.MLP', 'MetaNet (base: mine.MLP)'),
+                               ('class_of_model', 'mine.Net', 'mine.Net')):
+        other = dict(settings, **{name: value})
+        assert train_omniglot.paper_accuracies(other, 1, 'Omniglot') == {}
+        assert train_omniglot.label(other, 'Omniglot').startswith(words + ' trained')
+    # A named extension stands beside the paper's numbers.
+    centred = dict(settings, centred='fc', class_of_model='beyond.CentredMetaNet')
+    assert train_omniglot.paper_accuracies(centred, 1, 'Omniglot')[5] == 98.95
+    assert train_omniglot.label(centred, 'Omniglot').startswith('MetaNet (centred: fc) trained')
+
+
+def test_models_of_earlier_versions_load():
+    path = os.path.join(ROOT, 'assets', 'omniglot_20way.npz')
+    with np.load(path) as file:
+        assert 'class_of_base' not in str(file['settings'])
+    model, settings = train_omniglot.load(path, [7])
+    assert settings['class_of_base'] == 'metanet.CNN' and settings['average_decay'] == 0
+    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet trained 20-way, on Omniglot, previous split'
