@@ -200,12 +200,11 @@ def test_a_runs_numbers_are_those_of_the_script(tmp_path):
              '--n_queries_test', '1', '--n_episodes', '2', '--n_test_episodes', '1', '--n_final_episodes', '3']
     one = {'name': 'one', 'root': ROOT, 'folder': str(tmp_path / 'one'), 'script': 'train_omniglot.py',
            'options': words, 'tests': []}
-    outcome = run(one)
-    assert outcome['state'] == 'done', outcome['message']
     own = str(tmp_path / 'own')
-    threads = dict.fromkeys(work.THREADS, '1')
-    subprocess.run([sys.executable, 'train_omniglot.py', *words, '--out', own], cwd=ROOT, check=True,
-                   env={**os.environ, **threads}, stdout=subprocess.DEVNULL)
+    with subprocess.Popen([sys.executable, 'train_omniglot.py', *words, '--out', own], cwd=ROOT,
+                          env={**os.environ, **dict.fromkeys(work.THREADS, '1')}, stdout=subprocess.DEVNULL) as script:
+        outcome = run(one)
+    assert (script.returncode, outcome['state']) == (0, 'done'), outcome['message']
     for name in 'final_test.csv', 'settings.json':
         with open(os.path.join(own, name)) as a, open(os.path.join(one['folder'], name)) as b:
             assert a.read() == b.read()
