@@ -246,7 +246,10 @@ def work_on_worker(task, token, digest, archive, files, pinned, gpus):
     last = [variable.get(), time.monotonic()]
 
     def stopping():
-        word = variable.get()
+        try:
+            word = variable.get(timeout=BEATS)
+        except Exception:  # whatever a scheduler that is gone raises: the same as no word
+            word = last[0]
         if word != last[0]:
             last[:] = word, time.monotonic()
         return word == 'stop' or time.monotonic() - last[1] > BEATS

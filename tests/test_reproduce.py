@@ -228,6 +228,18 @@ def test_a_worker_without_the_project_unpacks_it_and_one_with_it_takes_its_own(t
         assert folder.startswith(str(tmp_path)) and work.project_files(folder) == files
 
 
+def test_a_worker_without_the_runs_folder_gets_what_is_done_and_tests_that(task, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    one = task('one')
+    assert run(one)['state'] == 'done'
+    more = dict(one, tests=[['--n_outputs_test', '10']])
+    folder = work._own_folder(more, work.read_folder(one['folder']))
+    outcome = work.work(more, lambda news: None, lambda: False, folder=folder)
+    assert outcome['state'] == 'done' and [row['way'] for row in outcome['rows']] == ['5', '10']
+    assert 'starts' not in os.listdir(folder)
+
+
 @posix
 @dask
 def test_a_run_whose_worker_is_killed_goes_on_with_another(task, tmp_path, capsys):
