@@ -82,7 +82,7 @@ def client_of(jobs, scheduler):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         cluster = LocalCluster(n_workers=jobs, threads_per_worker=1, processes=True, memory_limit=0,
-                               dashboard_address=None, silence_logs='CRITICAL')
+                               dashboard_address='127.0.0.1:0', silence_logs='CRITICAL')
     finally:
         signal.signal(signal.SIGINT, before)
     with cluster, Client(cluster, set_as_default=False) as client:

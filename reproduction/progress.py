@@ -94,7 +94,7 @@ class Progress:
         """How many runs are done, how fast all are together, and how long it will take."""
         episodes = sum(count for count, _ in self.seconds.values())
         speed = episodes / (time.monotonic() - self.start)
-        text = f'{len(self.outcomes)} of {len(self.tasks)} runs have ended, {len(self.running)} are running'
+        text = f'{len(self.outcomes)} of {len(self.tasks)} runs have ended, {len(self.running)} running'
         if episodes:
             text += f'; {speed:.1f} episodes a second together'
         if len(self.outcomes) < len(self.tasks):

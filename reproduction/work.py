@@ -102,7 +102,9 @@ def work(task, say, stopping, root=None, folder=None):
     root, folder = root or task['root'], folder or task['folder']
     os.makedirs(folder, exist_ok=True)
     done = _read_done(folder)
-    say({'start': True, 'episodes': _snapshot(folder), 'where': f'{socket.gethostname()}, process {os.getpid()}'})
+    if not stopping():
+        say({'start': True, 'episodes': _snapshot(folder),
+             'where': f'{socket.gethostname()}, process {os.getpid()}'})
     outcome = {'name': task['name'], 'state': 'done', 'message': '', 'rows': [], 'folder': folder}
     stages = [(task['options'], 'training')] + [(options, 'tests') for options in task['tests']]
     for options, stage in stages:
@@ -171,7 +173,7 @@ def _last_words(output, code):
     errors = [line for line in lines if line.startswith('error: ')]
     if code < 0 and not errors:
         return f'it was ended by {signal.Signals(-code).name}'
-    return (errors or lines or [f'it ended with exit status {code}'])[-1]
+    return (errors or lines or [f'it ended with exit status {code}'])[-1].replace('error: ', '', 1)
 
 
 def _snapshot(folder):
@@ -197,9 +199,10 @@ def _read_done(folder):
     """{stage: its rows of results} of what is done."""
     try:
         with open(os.path.join(folder, 'done.json'), encoding='utf-8') as file:
-            return json.load(file)
+            done = json.load(file)
     except (OSError, ValueError):
         return {}
+    return done if isinstance(done, dict) else {}
 
 
 def _write_done(folder, done):
@@ -243,7 +246,10 @@ def work_on_worker(task, token, digest, archive, files, pinned, gpus):
     last = [variable.get(), time.monotonic()]
 
     def stopping():
-        word = variable.get()
+        try:
+            word = variable.get(timeout=BEATS)
+        except Exception:  # whatever a scheduler that is gone raises: the same as no word
+            word = last[0]
         if word != last[0]:
             last[:] = word, time.monotonic()
         return word == 'stop' or time.monotonic() - last[1] > BEATS
