@@ -147,4 +147,6 @@ class EpisodeSampler:
             raise ValueError(f'a {state.dtype} array of shape {state.shape} is not the state of a sampler: '
                              'give the uint32 array (628,) that get_state returned')
         key, (position, has_gauss), gauss = state[:624], state[624:626].tolist(), state[626:].view(np.float64)
+        if position > len(key):  # NumPy would read beyond them
+            raise ValueError('the state of a sampler is damaged: give one that get_state returned')
         self._rng.set_state(('MT19937', key, position, has_gauss, gauss.item()))

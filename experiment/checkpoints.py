@@ -1,4 +1,5 @@
 """What a run keeps in its folder: its settings, snapshots to go on from, and trained models."""
+import contextlib
 import json
 import os
 import re
@@ -24,8 +25,9 @@ CLASS = 'class_of_'  # begins the names of settings that say of which class a mo
 
 REMEDY = 'give a model.npz or best.npz of a run'
 ANOTHER_FOLDER = 'give this run another folder (out), or remove that one'
-STRAY = re.compile(r'((?:snapshot_[0-9]+|settings\.json|log|log\.csv|learning_curve\.png|model\.npz|best\.npz|'
-                   r'best_average\.npz|final_test(?:_[0-9]+)?\.csv))\.[0-9]+\.part')
+FILES = ('settings.json', 'log', 'log.csv', 'learning_curve.png', 'model.npz', 'best.npz', 'best_average.npz',
+         'final_test.csv', 'final_test_2.csv', 'final_test_3.csv')
+SNAPSHOT = re.compile('snapshot_(0|[1-9][0-9]*)')
 MAX_SETTINGS = 1 << 20  # characters of the settings in a file
 
 
@@ -74,12 +76,14 @@ def claim(out, settings, earlier):
     elif _snapshots(out):
         raise ValueError(f'the folder {out} holds snapshots, but no settings.json that says of which run: put that '
                          f'file back, or {ANOTHER_FOLDER}')
+    for name in FILES:
+        if os.path.isdir(os.path.join(out, name)):
+            raise IsADirectoryError(f'{os.path.join(out, name)} is a folder, but a file of that name is to be written: '
+                                    'rename it, or give this run another folder (out)')
     with replacing(path, 'w') as file:
         json.dump(own, file, indent=4)
-    for name in os.listdir(out):
-        stray = STRAY.fullmatch(name)
-        if stray:
-            clear_strays(os.path.join(out, stray[1]))
+    written = (re.sub(r'\.[0-9]+\.part$', '', name) for name in os.listdir(out))
+    clear_strays(*{os.path.join(out, name) for name in written if name in FILES or SNAPSHOT.fullmatch(name)})
 
 
 def _read_settings(path):
@@ -141,14 +145,16 @@ class Snapshot(training.Extension):
         self.kept = [other for other in self.kept if other != path][-1:] + [path]
         for other in _snapshots(trainer.out):
             if other not in self.kept:
-                os.remove(other)
+                with contextlib.suppress(OSError):
+                    os.remove(other)
 
 
 def _snapshots(out):
     """Paths of the snapshots in a folder, the latest first."""
     if not os.path.isdir(out):
         return []
-    names = [name for name in os.listdir(out) if re.fullmatch('snapshot_(0|[1-9][0-9]*)', name)]
+    names = [name for name in os.listdir(out) if SNAPSHOT.fullmatch(name)
+             and os.path.isfile(os.path.join(out, name))]
     return [os.path.join(out, name) for name in sorted(names, key=_episodes, reverse=True)]
 
 
@@ -206,7 +212,7 @@ def _load_snapshot(path, trainer):
         for optimizer in trainer.updater.get_all_optimizers().values():
             for name, param in optimizer.target.namedparams():
                 _check_update_rule(name, param)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f'{path}: {error}') from error
 
 
@@ -244,6 +250,8 @@ class _Reader(chainer.serializers.NpzDeserializer):
                 raise ValueError(f'its {name} is {array.dtype} {array.shape}, not {value.dtype} {value.shape}')
         elif value is not None and array.shape != ():
             raise ValueError(f'its {name} has shape {array.shape}, but is one value')
+        elif value is None and array.dtype.kind not in 'fiu':
+            raise ValueError(f'its {name} is not of numbers')
         elif type(value) is int and not (array.dtype.kind in 'iu' and array >= 0):
             raise ValueError(f'its {name} is no number of something')
         self.used.add(name)
@@ -358,7 +366,7 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
         if missing:
             raise ValueError(f'it lacks {", ".join(missing)}')
         _Reader(its).load(model)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, MemoryError) as error:
         raise ValueError(f'{path} is not a model that this script, as it is now, has trained ({error}): {REMEDY}'
                          ) from error
     return model, settings
@@ -373,6 +381,8 @@ def _trained_settings(arrays, checks, earlier):
     if missing:
         raise ValueError(f'its settings lack {", ".join(missing)}')
     check(settings, checks)
+    if not isinstance(settings['data'], str):
+        raise ValueError('its settings do not name its data')
     return settings
 
 

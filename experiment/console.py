@@ -1,6 +1,7 @@
 """How a script speaks and ends: in sentences that its terminal can show, without tracebacks."""
 import contextlib
 import os
+import re
 import signal
 import sys
 
@@ -25,6 +26,7 @@ def run(main):
     """Runs a script's `main` with the words of the command line, and ends the program plainly where it stops."""
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _limit_memory()
     try:
         try:
             with plain_errors(MemoryError):
@@ -36,6 +38,18 @@ def run(main):
     except KeyboardInterrupt:
         write_error('\n' + STOPPED + '\n')
         sys.exit(130)
+
+
+def _limit_memory():
+    """Lets what the machine has no memory for fail with MemoryError; Linux grants it, and kills the program later."""
+    if 'cupy' in sys.modules:  # CUDA claims far more than it uses
+        return
+    with contextlib.suppress(ImportError, OSError, ValueError, KeyError):
+        import resource
+        with open('/proc/meminfo', encoding='ascii') as file:
+            amounts = dict(re.findall(r'^(\w+): *(\d+) kB', file.read(), re.MULTILINE))
+        available = 1024 * (int(amounts['MemAvailable']) + int(amounts['SwapFree']))
+        resource.setrlimit(resource.RLIMIT_DATA, (available, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def say(text, start=''):

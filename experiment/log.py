@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from experiment.console import is_terminal, say, warn
 from ops.compat import extensions, training
-from sources.files import replacing
+from sources.files import printable, replacing
 
 
 class Log(extensions.LogReport):
@@ -29,6 +29,17 @@ class Log(extensions.LogReport):
 
     def _label(self, row):
         row['data'] = self.source
+
+    def serialize(self, serializer):
+        super().serialize(serializer)
+        if not isinstance(self.log, list) or not all(map(_is_row, self.log)):
+            raise ValueError('the log in it is damaged')
+        self._summary.compute_mean()  # of the episodes since the last row: fails if these are damaged
+
+
+def _is_row(row):
+    return isinstance(row, dict) and isinstance(row.get('iteration'), int) and all(
+        isinstance(value, str if name == 'data' else (int, float)) for name, value in row.items())
 
 
 class Report(training.Extension):
@@ -95,7 +106,7 @@ class Report(training.Extension):
                 points = [(row['iteration'], 100 * row[name]) for row in self.log.log if name in row]
                 axes.plot(*zip(*points), label=name.replace('main/', 'training/').rsplit('/', 1)[0])
         axes.set(xlabel='training episodes', ylabel='accuracy (%)')
-        axes.set_title(self.log.source, parse_math=False)
+        axes.set_title(printable(self.log.source), parse_math=False)
         axes.grid(alpha=0.3)
         axes.legend()
         with warnings.catch_warnings():

@@ -97,6 +97,8 @@ class EpisodeUpdater(training.Updater):
         self.optimizer.serialize(serializer['optimizer'])
         self.model.serialize(serializer['model'])
         self.sampler.set_state(serializer('sampler', self.sampler.get_state()))
+        if isinstance(serializer, chainer.Deserializer) and self.iteration != self.optimizer.t * self.n_averaged:
+            raise ValueError(f'{self.optimizer.t} updates are not those of {self.iteration} episodes')
 
 
 class Clipping:

@@ -123,9 +123,10 @@ def _add_row(path, row):
         if not os.path.isfile(path):
             raise ValueError('it is no file')
         with open(path, newline='', encoding='utf-8') as file:
-            rows = [other for other in csv.DictReader(file) if other != row]
-        if any(None in other or None in other.values() for other in rows):
-            raise ValueError('its rows have other numbers of values than its first line has names')
+            table = csv.DictReader(file)
+            rows = [other for other in table if other != row]
+        if 'trained' not in (table.fieldnames or row) or any(None in other or None in other.values() for other in rows):
+            raise ValueError('it is no table of results')
     rows.append(row)
     with replacing(path, 'w', newline='', errors='backslashreplace') as file:
         writer = csv.DictWriter(file, list(dict.fromkeys([*row, *(name for other in rows for name in other)])))

@@ -104,7 +104,7 @@ COMMON = {
     'n_epoch': whole(1),
     'n_episodes': whole(1),
     'n_episodes_per_update': whole(1),
-    'n_filters': whole(1, 4096),
+    'n_filters': whole(1, 1024),
     'n_steps': whole(1),
     'inserted_scale': number('a number, at least 0', lambda value: value >= 0),
     'initialisation': one_of('uniform', 'chainer'),

@@ -176,11 +176,11 @@ def _locate_names(source, splits, output):
             for name in names]
     times = collections.Counter(name for *_, name in rows)
     found, odd = _walk(source, {_parts(name)[-1] for name in times})
-    labels = {label for _, label, _ in rows}
+    labels = {label for _, label, _ in rows} - SPLIT_FOLDERS
     places, owner, problems, n_missing = {}, {}, [], 0
     for split, label, name in rows:
         paths = [os.path.join(source, path) for path in
-                 _choose(found, name, label, labels - {label}, split, times[name] == 1)]
+                 _choose(found, name, label, labels, split, times[name] == 1)]
         if not paths:
             n_missing += 1
             problems.append(f'{name} of class {label} is not below {source}')
@@ -211,10 +211,10 @@ def _parts(name):
     return name.replace('\\', '/').split('/')
 
 
-def _choose(found, name, label, others, split, unique):
+def _choose(found, name, label, labels, split, unique):
     """The paths among `found` that may be the image `name` of a class: one, if all is well.
 
-    `others` are the other classes; `unique` says that the name is listed for one class alone.
+    `labels` are those of all classes; `unique` says that the name is listed for one class alone.
     """
     parts = _parts(name)
     paths, there = [], found.get(parts[-1], ())
@@ -225,7 +225,7 @@ def _choose(found, name, label, others, split, unique):
     for path in there:
         folders = path.split('/')[:-len(parts)]
         # 0001.jpg in another class's folder is another image.
-        foreign = folders and folders[-1] in others - SPLIT_FOLDERS
+        foreign = folders and folders[-1] in labels and folders[-1] != label
         if path.split('/')[-len(parts):] == parts and not foreign:
             paths.append(path)
     for folders in ({label}, {split, os.path.splitext(CSV_FILES[split])[0]}):

@@ -1,5 +1,6 @@
 """Short calls of the training scripts, in this process, on few small images."""
 import importlib
+import os
 
 from small_runs import ending
 
@@ -13,6 +14,12 @@ SMALL = {
     'train_mini_imagenet': ['--n_epoch=1', '--n_episodes=1', '--n_dev_episodes=2', '--n_test_episodes=2',
                             '--n_queries=2', '--n_filters=4', '--out=here'],
 }
+
+
+def save_strokes(folder):
+    """Writes invented characters to a folder, for `input_path`."""
+    for part, classes in ('train', STROKES[:18]), ('test', STROKES[18:]):
+        data.save_classes(os.path.join(str(folder), f'{part}.npz'), dict(classes))
 
 
 def call(script, *words):

@@ -1,12 +1,14 @@
 """Tests of a model: on episodes, after every epoch, and the final one with its file of results."""
 import csv
 import functools
+import os
 
 import numpy as np
+import pytest
 from small_runs import Classifier, rows, same, sampler
 
 import data
-from experiment import evaluation
+from experiment import evaluation, results
 from experiment.checkpoints import Snapshot
 from experiment.evaluation import Best, Tasks, interval, pixel_accuracy
 from experiment.evaluation import test as run_test
@@ -106,3 +108,40 @@ def test_another_test_keeps_the_results_of_earlier_ones(tmp_path):
         write_results(str(tmp_path), n_trained, dict(row, episodes=episodes))
     found = [(row['trained'], row['episodes'], row['accuracy'], row['paper']) for row in kept(tmp_path)]
     assert found == [('10', '20', '98.1', ''), ('10', '100', '98.1', ''), ('30', '100', '98.1', '')]
+
+
+ROW = {'model': 'MetaNet', 'way': 5, 'episodes': 100, 'accuracy': 98.1, 'paper': None}
+
+
+@pytest.mark.parametrize('content', [b'\xff\xfet\x00r\x00', b'trained,b\n1,2,3\n', b'\x00\x00', b'my notes',
+                                     b'trained\n' + b'9' * 200000])
+def test_results_that_cannot_be_read_stay_and_the_new_ones_go_elsewhere(tmp_path, capsys, content):
+    (tmp_path / 'final_test.csv').write_bytes(content)
+    for n_trained in 10, 20:
+        write_results(str(tmp_path), n_trained, ROW)
+    assert (tmp_path / 'final_test.csv').read_bytes() == content
+    assert [row['trained'] for row in kept(tmp_path, 'final_test_2.csv')] == ['10', '20']
+    assert 'final_test.csv (' in capsys.readouterr().err
+
+
+def test_results_that_cannot_be_written_are_printed(tmp_path, capsys):
+    for name in 'final_test.csv', 'final_test_2.csv', 'final_test_3.csv':
+        os.mkdir(tmp_path / name)
+    write_results(str(tmp_path), 10, ROW)
+    assert 'the result is in no file, but here: trained 10, model MetaNet, way 5' in capsys.readouterr().err
+
+
+def test_columns_of_others_stay(tmp_path):
+    (tmp_path / 'final_test.csv').write_text('trained,note\n5,mine\n')
+    write_results(str(tmp_path), 10, ROW)
+    assert [(row['trained'], row['note'], row['way']) for row in kept(tmp_path)] == [('5', 'mine', ''), ('10', '', '5')]
+
+
+def test_a_result_is_kept_before_it_is_printed(tmp_path, monkeypatch):
+    def closed(text):
+        raise SystemExit
+
+    monkeypatch.setattr(results, 'say', closed)
+    with pytest.raises(SystemExit):
+        final_test(Classifier(), {3: sampler()}, 2, 'MetaNet', {}, functools.partial(write_results, str(tmp_path), 30))
+    assert len(kept(tmp_path)) == 1

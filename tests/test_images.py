@@ -50,7 +50,11 @@ def test_lossless_files_of_any_mode_give_their_pixels(mode, kind):
 @pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'PPM'])
 def test_sixteen_bits_become_eight_and_not_white(kind):
     values = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
-    decoded = images.decode(encode(Image.fromarray(values), kind))
+    if kind == 'PPM':  # which not every Pillow writes with 16 bits
+        content = b'P5 16 16 65535\n' + values.astype('>u2').tobytes()
+    else:
+        content = encode(Image.fromarray(values), kind)
+    decoded = images.decode(content)
     np.testing.assert_array_equal(np.asarray(decoded), np.repeat((values // 257)[..., None], 3, 2))
 
 

@@ -1,7 +1,14 @@
 """The log of a run: its rows, its files, its picture and its lines."""
 
+import errno
+import os
+import re
+import subprocess
+import sys
+
 import numpy as np
-from small_runs import Classifier, chainer, rows, run
+import pytest
+from small_runs import ROOT, Classifier, chainer, rows, run, same
 
 
 def test_log_says_all(straight):
@@ -46,3 +53,52 @@ def test_every_epoch_prints_a_line(tmp_path, capsys):
              for name in ('test/3-way', 'average/test/3-way')]
     assert '; test 3-way {}, average test 3-way {}; '.format(*tests) in lines[1]
     assert lines[1].endswith('[synthetic strokes]')
+
+
+@pytest.mark.parametrize('name', ['log', 'log.csv', 'learning_curve.png'])
+def test_a_file_that_cannot_be_written_is_a_warning_and_caught_up(tmp_path, straight, monkeypatch, capsys, name):
+    real = os.replace
+
+    def replace(source, target):
+        if os.path.basename(target) == name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), source)
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, 'replace', replace)
+        run(tmp_path, 1)
+    assert name not in os.listdir(tmp_path) and not [other for other in os.listdir(tmp_path) if 'part' in other]
+    shown = capsys.readouterr()
+    assert re.search(f'warning: .*{name} cannot be written .*: close programs that have it open.*; its content is kept',
+                     shown.err) and 'epoch 1 (3 episodes)' in shown.out
+    assert same(run(tmp_path, 3), straight[1])
+    assert rows(tmp_path) == rows(straight[0]) and name in os.listdir(tmp_path)
+
+
+def test_a_run_that_was_ended_between_snapshot_and_log_catches_up(tmp_path, straight):
+    def interrupt(trainer):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 3, before=lambda trainer: trainer.extend(interrupt, name='interrupt', trigger=(9, 'iteration'),
+                                                                priority=-150))
+    assert 'snapshot_9' in os.listdir(tmp_path) and len(rows(tmp_path)) == 2
+    assert same(run(tmp_path, 3), straight[1])
+    assert rows(tmp_path) == rows(straight[0])
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize('name', ['$x$_$', 'a$\\frac{', '\u65e5\u672c\u8a9e', '\udcff', '\x1b[2J', 'a\nb,"c"'])
+def test_any_name_of_the_data_can_be_logged(tmp_path, capsys, name):
+    run(tmp_path, 1, source=name)
+    run(tmp_path, 2, source=name)
+    shown = capsys.readouterr().out
+    assert '\x1b' not in shown and len(shown.splitlines()) == 3
+    assert len(rows(tmp_path)) == 2 and 'learning_curve.png' in os.listdir(tmp_path)
+
+
+def test_importing_the_scripts_leaves_a_notebooks_matplotlib_alone():
+    code = ('import sys, matplotlib; matplotlib.use("svg"); import train_omniglot, train_mini_imagenet; '
+            'assert matplotlib.get_backend() == "svg" and "matplotlib.pyplot" not in sys.modules')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

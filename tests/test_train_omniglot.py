@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from small_runs import ROOT, rows, same
-from small_scripts import SMALL, STROKES, call, refusal, train
+from small_scripts import SMALL, STROKES, call, refusal, save_strokes, train
 
 import data
 import train_omniglot
@@ -163,8 +163,7 @@ def test_each_number_of_the_paper_is_for_its_own_setting():
 
 def test_a_terminal_has_a_progress_bar(tmp_path):
     pty = pytest.importorskip('pty')
-    for part, classes in ('train', STROKES[:18]), ('test', STROKES[18:]):
-        data.save_classes(str(tmp_path / f'{part}.npz'), dict(classes))
+    save_strokes(tmp_path)
     terminal, end = pty.openpty()
     process = subprocess.Popen([sys.executable, os.path.join(ROOT, 'train_omniglot.py'), '--input_path', str(tmp_path),
                                 *SMALL['train_omniglot']], stdin=end, stdout=end, stderr=end, cwd=str(tmp_path))
