@@ -1,6 +1,7 @@
 """Where runs go: one after another in this process, or to the workers of a Dask cluster, one run each."""
 import contextlib
 import importlib.util
+import logging
 import os
 import queue
 import secrets
@@ -69,6 +70,7 @@ def client_of(jobs, scheduler):
         OSError: the scheduler does not answer.
     """
     from distributed import Client, LocalCluster
+    logging.getLogger('distributed.client').setLevel(logging.CRITICAL)  # its tracebacks; what matters is said here
     if scheduler:
         try:
             client = Client(scheduler, timeout=15, set_as_default=False)
@@ -106,7 +108,7 @@ def run_on_dask(tasks, progress, out, jobs, scheduler='', gpus=False):
         Whether Ctrl-C was pressed.
 
     Raises:
-        OSError: the scheduler does not answer.
+        OSError: the scheduler does not answer, or not any more.
     """
     from distributed import Variable
 
@@ -166,9 +168,12 @@ def _watch(client, tasks, futures, progress, stop, variable, news):
         while not news.empty():
             item = news.get()
             progress.news(item.pop('name'), item)
+        if client.status != 'running' or any(future.cancelled() for future in futures.values()):
+            raise OSError('the scheduler does not answer any more: its runs stop by themselves, and the same command '
+                          'goes on from their snapshots when there is a scheduler again')
         for name in [name for name, future in futures.items() if future.done()]:
             progress.end(_outcome(futures.pop(name), tasks[name]))
-        without = not client.scheduler_info()['workers']
+        without = not client.scheduler_info().get('workers')
         if without and not alone:
             progress.say('no worker is there: waiting for one')
         alone = without
