@@ -49,7 +49,7 @@ from sources import images
 from sources.archives import open_npz
 from sources.files import NO_ROOM, clear_strays, printable, replacing
 from sources.imagenet import locate
-from sources.splits import InputError, known_counts, read_splits, refuse_packed, stop_on
+from sources.splits import InputError, read_splits, refuse_packed, stop_on
 
 # Settings. Each is also an argument on the command line.
 source = 'data/ILSVRC2012_img_train.tar'  # this tar, or a folder as listed above
@@ -150,7 +150,7 @@ def is_finished(path, n_listed, size):
         array = np.load(path + '.npy', allow_pickle=False)
         with open(path + '.json', 'rb') as f:
             notes = json.loads(f.read())
-        return (array.dtype == np.uint8 and array.shape == (n_listed - len(notes['skipped']), size, size, 3)
+        return (array.shape == (n_listed - len(notes['skipped']), size, size, 3)
                 and zlib.adler32(array) == notes['adler32'])
     except Exception:  # a file that was cut or changed breaks in many ways; the class is made anew
         return False
@@ -258,14 +258,13 @@ def run(source, splits, output, size, workers):
     begin = time.perf_counter()
     source = os.path.abspath(source)
     refuse_packed(source, splits, output)
-    wanted = read_splits(splits or source)
-    counts = known_counts(wanted)
-    for split in find_finished(wanted, output, size):
-        del wanted[split]
+    listed = read_splits(splits or source)
+    finished = find_finished(listed, output, size)
+    wanted = {split: classes for split, classes in listed.items() if split not in finished}
     if not wanted:
         return
     classes = {label: names for split in wanted.values() for label, names in split.items()}
-    places = locate(source, wanted, counts, output)
+    places = locate(source, wanted, listed, output)
 
     # A partial result's name depends on all that the result depends on, so that runs never mix.
     folder, partials = prepare(output), {}

@@ -14,7 +14,7 @@ import tarfile
 
 from tqdm import tqdm
 
-from sources.splits import CSV_FILES, PICKLES, InputError, ending, packing, pickle_advice, ranked, stop_on
+from sources.splits import CSV_FILES, PICKLES, InputError, ending, known_counts, packing, pickle_advice, ranked, stop_on
 
 SPLIT_FOLDERS = {'train', 'val', 'dev', 'test', 'images'}
 ARCHIVES = ('.gz', '.tgz', '.zip', '.bz2', '.xz', '.7z', '.rar', '.zst', '.tar')
@@ -87,14 +87,14 @@ def original(synset):
     return re.compile(synset + r'_([0-9]+)\.jpe?g', re.IGNORECASE)
 
 
-def locate(source, splits, counts, output):
+def locate(source, splits, listed, output):
     """Find the bytes of all listed images without reading them.
 
     Args:
         source (str): ILSVRC2012_img_train.tar; or a folder of tars or folders of synsets, with ImageNet's names for
             images; or a folder below which the images lie under the names that the split files give.
-        splits (dict): As `read_splits` returns it.
-        counts (dict): {synset: number of images that it must have}, as `known_counts` returns it.
+        splits (dict): Those that are wanted of the splits that `read_splits` returns.
+        listed (dict): All that it returns.
         output (str): Folder of the results, for messages.
 
     Returns:
@@ -102,17 +102,18 @@ def locate(source, splits, counts, output):
 
     Raises:
         InputError: `source` is none of these; it lacks synsets or images, has a synset with another number of images
-            than `counts`, or several files for an image; a tar is damaged.
+            than ImageNet, or several files for an image; a tar is damaged.
 
     """
     if not os.path.isfile(source) and not os.path.isdir(source):
         raise InputError(f'{source} is neither a file nor a folder. Name ILSVRC2012_img_train.tar, a folder of tars '
                          '(n01532829.tar) or of folders (n01532829), or one with the images that the split files list.')
     classes = {label: names for part in splits.values() for label, names in part.items()}
+    counts = known_counts(listed)
     if os.path.isdir(source):
         by_rank = ranked(splits) and not os.path.isdir(os.path.join(source, 'images')) and any(
             _has_originals(source, synset) for synset in classes)
-        return _locate_ranks(source, {}, classes, counts) if by_rank else _locate_names(source, splits, output)
+        return _locate_ranks(source, {}, classes, counts) if by_rank else _locate_names(source, splits, listed, output)
     if not ranked(splits):
         raise InputError(f'{source} is a file, but the split files list files by name. Unpack it, and name the folder.')
     tars = tar_files(source)
@@ -170,20 +171,21 @@ def _locate_ranks(source, tars, classes, counts):
     return places
 
 
-def _locate_names(source, splits, output):
+def _locate_names(source, splits, listed, output):
     """The files with the listed names, wherever they lie below `source`."""
     rows = [(split, label, name) for split, classes in splits.items() for label, names in classes.items()
             for name in names]
-    times = collections.Counter(name for *_, name in rows)
+    times = collections.Counter(name for part in listed.values() for names in part.values() for name in names)
+    labels = {label for part in listed.values() for label in part} - SPLIT_FOLDERS
     found, odd = _walk(source, {_parts(name)[-1] for name in times})
-    labels = {label for _, label, _ in rows} - SPLIT_FOLDERS
     places, owner, problems, n_missing = {}, {}, [], 0
     for split, label, name in rows:
         paths = [os.path.join(source, path) for path in
                  _choose(found, name, label, labels, split, times[name] == 1)]
         if not paths:
             n_missing += 1
-            problems.append(f'{name} of class {label} is not below {source}')
+            problems.append(f'{name} of class {label} is not below {source}'
+                            + ('' if times[name] == 1 else ', in a folder of that class or of its split'))
         elif len(paths) > 1:
             problems.append(f'{name} of class {label} is there {len(paths)} times: {paths[0]}, {paths[1]}')
         elif paths[0] in odd:
@@ -217,19 +219,21 @@ def _choose(found, name, label, labels, split, unique):
     `labels` are those of all classes; `unique` says that the name is listed for one class alone.
     """
     parts = _parts(name)
-    paths, there = [], found.get(parts[-1], ())
+    paths, there, places = [], found.get(parts[-1], ()), ({label}, {split, os.path.splitext(CSV_FILES[split])[0]})
     if unique:
         for exact in ('/'.join(parts), '/'.join(['images', *parts])):
             if exact in there:
                 return [exact]
     for path in there:
-        folders = path.split('/')[:-len(parts)]
-        # 0001.jpg in another class's folder is another image.
-        foreign = folders and folders[-1] in labels and folders[-1] != label
-        if path.split('/')[-len(parts):] == parts and not foreign:
+        *folders, _ = path.split('/')
+        outer = path.split('/')[:-len(parts)]
+        # 0001.jpg in another class's folder is another image; and if several classes have one, it needs a folder.
+        foreign = outer and outer[-1] in labels and outer[-1] != label
+        placed = unique or set.union(*places) & set(folders)
+        if path.split('/')[-len(parts):] == parts and placed and not foreign:
             paths.append(path)
-    for folders in ({label}, {split, os.path.splitext(CSV_FILES[split])[0]}):
-        paths = [path for path in paths if folders & set(path.split('/')[:-1])] or paths
+    for place in places:
+        paths = [path for path in paths if place & set(path.split('/')[:-1])] or paths
     return paths
 
 

@@ -139,6 +139,12 @@ def test_bombs_are_refused_by_their_header(width, height, monkeypatch):
         images.decode(png(width, height, 8, 0))
 
 
+def test_postscript_which_is_a_program_is_not_run(monkeypatch):
+    monkeypatch.setattr(Image.Image, 'load', lambda image: pytest.fail('run'))
+    with pytest.raises(ValueError, match='PostScript'):
+        images.decode(BROKEN['PostScript'])
+
+
 def test_a_long_thin_drawing_needs_no_square_of_its_length(tmp_path):
     rows = zlib.compress((b'\0' + b'\0' * 100 + b'\xff' * 59_900) * 2)
     (tmp_path / 'thin.png').write_bytes(png(60_000, 2, 8, 0, rows))

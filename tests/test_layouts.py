@@ -116,12 +116,18 @@ def test_a_file_that_is_there_twice_or_would_be_two_images_is_an_error(run, tmp_
     write_own(tmp_path / 'own', rows)
     error = error_of(run, tmp_path / 'in', splits=tmp_path / 'own')
     assert 'b.png of class dev is there 2 times' in error and os.path.join('a', 'b.png') in error
-    rows['dev'][1:] = ['a/b.png,dev', 'in/../b.png,dev']
-    rows['test'].append('a/b.png,test')
+    os.remove(tmp_path / 'in' / 'a' / 'b.png')
+    rows['dev'].append('c/b.png,dev')
+    rows['test'] += ['c/b.png,test', 'in/../b.png,test']
     write_own(tmp_path / 'own', rows)
     error = error_of(run, tmp_path / 'in', splits=tmp_path / 'own')
-    assert 'would be two images, of dev and of test' in error and 'in/../b.png of class dev is not below' in error
-    assert not decoded
+    assert 'c/b.png of class test is not below' in error and 'in a folder of that class or of its split' in error
+    assert 'in/../b.png of class test is not below' in error
+    rows['test'][1:] = ['c/b.png,test']
+    rows['dev'][1:] = ['b.png,dev']
+    write_own(tmp_path / 'own', rows)
+    error = error_of(run, tmp_path / 'in', splits=tmp_path / 'own')
+    assert 'would be two images, of dev and of test' in error and not decoded
 
 
 def test_links_are_followed_and_do_not_go_round_in_circles(content, run, tmp_path):

@@ -21,7 +21,6 @@ from small_imagenet import (
     lay_out,
     load,
     make_content,
-    name_of,
     run_on,
     write_splits,
 )
@@ -348,15 +347,28 @@ def test_bars_are_for_terminals_and_a_closed_pipe_stops_nothing(content, tmp_pat
     check(load(tmp_path / 'piped'))
 
 
-def test_names_that_the_terminal_lacks_are_escaped(content, tmp_path):
-    source = lay_out(content, 'images', tmp_path / 'in')
-    label = 'd\u00e9j\u00e0 \u732b'
+def test_names_that_the_terminal_lacks_or_that_steer_it_are_escaped(content, tmp_path):
+    for name, data in (('\u00e9.jpg', b'broken'), ('a.jpg', content['n00000003'][0])):
+        (tmp_path / name).write_bytes(data)
     for split, csv in CSV_FILES.items():
-        row = f'{name_of(CLASSES[split][0], 1)},{label} {split}'
-        (tmp_path / csv).write_text(f'filename,label\n{row}\n', encoding='utf-8')
-    (source / 'images' / name_of('n00000003', 1)).write_bytes(b'broken')
-    done = subprocess.run([sys.executable, os.path.join(ROOT, 'preprocess_mini_imagenet.py'), str(source), '--splits',
-                           str(tmp_path), '--output', str(tmp_path / 'out')], capture_output=True, text=True,
-                          env={**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii'})
-    assert done.returncode == 1 and 'Traceback' not in done.stderr
-    assert 'd\\xe9j\\xe0 \\u732b dev: none of its images' in done.stderr
+        rows = ['filename,label', f'a.jpg,\u732b {split}', f'\u00e9.jpg,\u732b {split}']
+        (tmp_path / split).mkdir()
+        (tmp_path / csv).write_text('\n'.join(rows), encoding='utf-8')
+        for name in ('\u00e9.jpg', 'a.jpg'):
+            shutil.copy(tmp_path / name, tmp_path / split / name)
+    for name in ('\u00e9.jpg', 'a.jpg'):
+        os.remove(tmp_path / name)
+
+    def run(source):
+        command = [sys.executable, os.path.join(ROOT, 'preprocess_mini_imagenet.py'), str(source)]
+        return subprocess.run(command + ['--output', str(tmp_path / 'out')], capture_output=True, text=True,
+                              env={**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii'})
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count('1 skipped, cannot be decoded: \\xe9.jpg\n') == 3
+    os.remove(tmp_path / 'dev' / 'a.jpg')
+    os.remove(tmp_path / 'out' / 'dev.npz')
+    done = run(tmp_path)
+    assert done.returncode == 1 and 'a.jpg of class \\u732b dev is not below' in done.stderr
+    done = run(tmp_path / 'a\x1b[31m\u732b')
+    assert done.returncode == 1 and 'a\\x1b[31m\\u732b' in done.stderr and '\x1b' not in done.stderr
