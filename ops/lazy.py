@@ -36,6 +36,12 @@ def made(weights):
     return weights.make() if isinstance(weights, Deferred) else weights
 
 
+def rectified(y):
+    """Marks a variable as the output of a ReLU, so that `needed` doesn't have to look."""
+    y.is_rectified = True
+    return y
+
+
 def needed(weights, x, activation):
     """A layer's fast weights, made if need be; None if their products certainly come to nothing.
 
@@ -44,8 +50,9 @@ def needed(weights, x, activation):
         x: the layer's input.
         activation: what their product with x goes through; None for nothing.
     """
-    if isinstance(weights, Deferred) and activation is F.relu and chainer.as_variable(x).array.min() >= 0:
-        return None
+    if isinstance(weights, Deferred) and activation is F.relu:
+        if getattr(x, 'is_rectified', False) or chainer.as_variable(x).array.min() >= 0:
+            return None
     return made(weights)
 
 

@@ -79,7 +79,7 @@ class _Coordinatewise(chainer.FunctionNode):
             sums = [xp.zeros_like(parameter) for parameter in parameters]
             for start, stop in blocks:
                 # Fast weights of a layer whose activations are all dead get no gradient, and give none.
-                if gy[start:stop].any():
+                if xp is not numpy or gy[start:stop].any():
                     activations = self.activations(self._chunks(self.coordinates, start, stop), parameters, keep=True)
                     terms = self.differentiate(activations, parameters, self._chunks(gy, start, stop))
                     for total, term in zip(sums, terms):
