@@ -1,8 +1,8 @@
 """Kernels that exist on a GPU alone: one launch for what NumPy does in several calls.
 
 On a GPU an episode is bound by the number of launches, not by arithmetic. Each kernel stands beside its *definition*,
-the same in NumPy, slow and plain: what it computes in tests, and what a GPU is compared with. All arrays are contiguous
-in memory, feature maps with their channels last: (examples, h, w, c).
+the same in NumPy, slow and plain: what it computes in tests, and what a GPU is compared with. Raw arrays are contiguous,
+feature maps with their channels last: (examples, h, w, c).
 """
 from collections import namedtuple
 
@@ -44,6 +44,24 @@ def _unpool(g, place, h, w, c):
     return maps[:, :h, :w],
 
 
+def _lstm_step(a, i, o, f, past, t):
+    a, i, o, f = numpy.tanh(a), 1 + numpy.tanh(i), 1 + numpy.tanh(o), 1 + numpy.tanh(f) if t else f
+    cell = (a * i + f * past if t else a * i) / 2
+    tanh_cell = numpy.tanh(cell)
+    return a, i, o, f, cell, tanh_cell, o * tanh_cell
+
+
+def _lstm_back(g_hidden, g_cell, a, i, o, f, tanh_cell, past, t):
+    g_hidden = g_hidden * o
+    g_o = g_hidden * tanh_cell
+    g_cell = (g_cell + g_hidden - g_o * tanh_cell) / 2
+    g_a = g_cell * i
+    g_i = g_a * a
+    g_cell = g_cell * f if t else g_cell
+    g_f = g_cell * past * (2 - f) if t else numpy.zeros_like(g_a)
+    return g_a - g_i * a, g_i * (2 - i), g_o * (2 - o), g_f, g_cell
+
+
 KERNELS = {
     'patches': Kernel('raw T maps, int32 h, int32 w, int32 c, int32 kh, int32 kw', 'T y', '''
         int channel = i % c, column = i / c % kw, row = i / c / kw % kh;
@@ -80,6 +98,39 @@ KERNELS = {
         int window = ((example * ((h + 1) / 2) + up / 2) * ((w + 1) / 2) + across / 2) * c + channel;
         y = place[window] == up % 2 * 2 + across % 2 ? g[window] : T(0);
         ''', _unpool),
+    # As `meta_learners` has it: sigmoids are doubled, and step 0 has no past.
+    'lstm_step': Kernel('T a_in, T i_in, T o_in, T f_in, T past, int32 t',
+                        'T a_gate, T i_gate, T o_gate, T f_gate, T cell, T tanh_cell, T hidden', '''
+        T before = 0, f_new = f_in;
+        if (t) {
+            f_new = 1 + tanh(f_in);
+            before = f_new * past;
+        }
+        T a_new = tanh(a_in), i_new = 1 + tanh(i_in), o_new = 1 + tanh(o_in);
+        T cell_new = (a_new * i_new + before) * T(0.5), tanh_new = tanh(cell_new);
+        a_gate = a_new;
+        i_gate = i_new;
+        o_gate = o_new;
+        f_gate = f_new;
+        cell = cell_new;
+        tanh_cell = tanh_new;
+        hidden = o_new * tanh_new;
+        ''', _lstm_step),
+    'lstm_back': Kernel('T g_hidden, T g_cell_in, T a_gate, T i_gate, T o_gate, T f_gate, T tanh_cell, T past, int32 t',
+                        'T g_a, T g_i, T g_o, T g_f, T g_cell', '''
+        T through = g_hidden * o_gate, d_o = through * tanh_cell;
+        T d_cell = (g_cell_in + through - d_o * tanh_cell) * T(0.5);
+        T d_a = d_cell * i_gate, d_i = d_a * a_gate, d_f = 0;
+        if (t) {
+            d_cell *= f_gate;
+            d_f = d_cell * past * (2 - f_gate);
+        }
+        g_a = d_a - d_i * a_gate;
+        g_i = d_i * (2 - i_gate);
+        g_o = d_o * (2 - o_gate);
+        g_f = d_f;
+        g_cell = d_cell;
+        ''', _lstm_back),
 }
 
 
@@ -113,3 +164,20 @@ def pool(maps, y):
 def unpool(g, place, y):
     """The way back: g, of pooled maps, into y, of maps, where the maxima were; 0 elsewhere."""
     _run('unpool', cuda.cupy.ascontiguousarray(g), place, *y.shape[1:], y)
+
+
+def lstm_step(t, gates, past, cell, tanh_cell, hidden):
+    """Step t of the LSTM: from what goes into the gates a, i, o, f to these, in place, and to the states.
+
+    Args:
+        t: the step, from 0.
+        gates: four arrays; others of their shape follow.
+        past: the cell's state before; not looked at in step 0.
+        cell, tanh_cell, hidden: where the states after it go.
+    """
+    _run('lstm_step', *gates, past, t, *gates, cell, tanh_cell, hidden)
+
+
+def lstm_back(t, g_hidden, g_cell, gates, tanh_cell, past, g_gates):
+    """The way back through step t: into g_gates, and g_cell in place."""
+    _run('lstm_back', g_hidden, g_cell, *gates, tanh_cell, past, t, *g_gates, g_cell)

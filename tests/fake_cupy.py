@@ -209,8 +209,10 @@ for _name, _function in {'lt': numpy.less, 'le': numpy.less_equal, 'gt': numpy.g
 ndarray.__hash__ = None
 for _name, _function in {'neg': numpy.negative, 'abs': numpy.abs, 'invert': numpy.invert}.items():
     setattr(ndarray, f'__{_name}__', lambda self, function=_function: _call(function, (self,), {}))
-for _name in ('sum', 'max', 'min', 'any', 'all', 'mean', 'dot', 'argmax', 'clip'):
-    setattr(ndarray, _name, lambda self, *args, function=getattr(numpy, _name), **settings:
+for _function in (numpy.sum, numpy.max, numpy.min, numpy.any, numpy.all, numpy.mean, numpy.dot, numpy.argmax,
+                  numpy.clip):
+    _name = {'amax': 'max', 'amin': 'min'}.get(_function.__name__, _function.__name__)
+    setattr(ndarray, _name, lambda self, *args, function=_function, **settings:
             _call(function, (self,) + args, settings))
 
 
@@ -260,6 +262,7 @@ class ElementwiseKernel:
 
     def __init__(self, inputs, outputs, operation, name='kernel', **settings):
         self.n_in, self.n_out = (len(names.split(',')) for names in (inputs, outputs))
+        self.words = inputs.split(',')
         self.name = name
 
     def __call__(self, *args, size=None):
@@ -269,7 +272,7 @@ class ElementwiseKernel:
             return self._adam(*args)
         own = sys.modules['ops.kernels'].KERNELS
         if self.name in own:
-            if not all(numpy.ndim(arg) == 0 or arg.flags.c_contiguous for arg in args):
+            if any('raw' in words and not arg.flags.c_contiguous for words, arg in zip(self.words, args)):
                 raise ValueError(f'the kernel {self.name} wants contiguous arrays')
             results = own[self.name].definition(*args[:self.n_in])
         elif self.name in self.meanings:

@@ -47,12 +47,10 @@ def test_stand_in_refuses(case):
         REFUSED[case](on_gpu([1, 2, 3]))
 
 
-@pytest.mark.parametrize('name', ['bincount', 'testing', 'errstate', 'add.at'])
-def test_stand_in_lacks_what_nothing_here_may_call(name):
+@pytest.mark.parametrize('name', ['errstate', 'ndindex', 'float128', 'testing'])
+def test_stand_in_lacks_what_cupy_lacks_and_what_nothing_here_calls(name):
     with pytest.raises(AttributeError):
-        for part in name.split('.'):
-            getattr(cupy, part)
-            getattr(getattr(cupy, part), 'at')
+        getattr(cupy, name)
 
 
 def test_stand_in_counts_launches_and_synchronisations():
@@ -143,7 +141,7 @@ def test_training_resumes_to_the_last_bit(tmp_path):
         assert (array == other_array).all(), name
 
 
-@pytest.mark.parametrize('training, launches, synchronisations', [(True, 1200, 8), (False, 520, 8)])
+@pytest.mark.parametrize('training, launches, synchronisations', [(True, 950, 8), (False, 450, 8)])
 def test_an_episode_stays_within_its_budget(training, launches, synchronisations):
     model, optimizer, sampler = trained(0)
     learn(model, optimizer, sampler)  # makes the optimizer's state
