@@ -1,7 +1,7 @@
 """Kernels that exist on a GPU alone: one launch for what NumPy does in several calls.
 
 On a GPU an episode is bound by the number of launches, not by arithmetic. Each kernel stands beside its *definition*,
-the same in NumPy, slow and plain: what it computes in tests, and what a GPU is compared with. Raw arrays are contiguous,
+the same in NumPy, slow and plain: what it computes in tests, and what a GPU is compared with. Raw arrays have no gaps,
 feature maps with their channels last: (examples, h, w, c).
 """
 from collections import namedtuple
