@@ -23,11 +23,12 @@ from experiment.checkpoints import WEIGHTS, Snapshot, check_folder, claim, class
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
 from experiment.log import Log, Report
-from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, device_of, train
+from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.results import is_papers, model_name, report_result, result_label, write_results
 from experiment.settings import COMMON, configured, one_of, refuse_conflicts, refuse_images, whole
 from metanet import CNN, MLP, MetaNet
 from ops.compat import chainer, training
+from ops.device import use as use_device
 
 # input and output
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
@@ -107,7 +108,7 @@ def train_model(settings):
     """Trains a model and tests it by the paper's protocol."""
     with plain_errors():
         check_folder(out)
-        device = device_of(gpu)
+        device = use_device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
         sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, device.xp)
         dev_sampler = task_sampler(dev_classes, 1, n_outputs_test, nb_samples_per_class_test, device.xp)
@@ -167,7 +168,7 @@ def evaluate_model(settings, given):
     with plain_errors():
         _, trained = load(evaluate, [n_outputs_test], inserted_scale)
         refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
-        device = device_of(gpu)
+        device = use_device(gpu)
         _, _, test_classes, source = data.mini_imagenet(input_path)
         refuse_images(trained, data.image_shape(test_classes), input_path)
         sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)

@@ -22,11 +22,12 @@ from experiment.checkpoints import Snapshot, check_folder, claim, class_names, l
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
 from experiment.log import Log, Report
-from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, device_of, train
+from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.results import final_test, is_papers, model_name, result_label, write_results
 from experiment.settings import COMMON, as_tuple, configured, one_of, refuse_conflicts, refuse_images, whole, wholes
 from metanet import CNN, MetaNet
 from ops.compat import chainer, training
+from ops.device import use as use_device
 from variants import MetaNetPlus
 
 # input and output
@@ -128,7 +129,7 @@ def train_model(settings):
     ways = as_tuple(n_outputs_test)
     with plain_errors():
         check_folder(out)
-        device = device_of(gpu)
+        device = use_device(gpu)
         train_classes, test_classes, source = data.omniglot(input_path, split)
         if rotations == 'classes':
             train_classes = data.turned(train_classes)
@@ -179,7 +180,7 @@ def evaluate_model(settings, given):
     with plain_errors():
         _, trained = load(evaluate, ways, inserted_scale)
         refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
-        device = device_of(gpu)
+        device = use_device(gpu)
         _, test_classes, source = data.omniglot(input_path, trained['split'])
         refuse_images(trained, data.image_shape(test_classes), input_path)
         samplers = test_samplers(test_classes, ways, 2, device.xp)

@@ -9,25 +9,6 @@ from experiment.console import fail, is_terminal, plain_errors, say, write_error
 from ops.compat import chainer, extensions, training
 
 
-def device_of(gpu):
-    """The Chainer device for a setting `gpu`: -1 is the CPU, otherwise a CUDA device's number.
-
-    Raises:
-        ValueError: CuPy or that CUDA device cannot be used.
-    """
-    if gpu < 0:
-        return chainer.get_device('@numpy')
-    try:
-        chainer.backends.cuda.check_cuda_available()
-        found = chainer.get_device(f'@cupy:{gpu}')
-        found.use()
-        found.xp.zeros(1)
-    except Exception as error:  # whatever CuPy and the CUDA driver raise
-        raise ValueError(f'gpu = {gpu} cannot be used ({error}); install the cupy wheel for your CUDA version, see the '
-                         'README, or set gpu = -1 for the CPU') from error
-    return found
-
-
 class EpisodeUpdater(training.Updater):
     """Learns from the sampler's episodes; reports `main/loss`, `main/accuracy` and `seconds`, all of an episode.
 

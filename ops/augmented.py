@@ -3,8 +3,12 @@
 A convolution becomes a product of *patches*, the inputs under the kernel at each position, (examples, positions,
 taps x in), with weights, (out, taps x in); a fully connected layer is the case of one position and one tap.
 """
+import numpy
+
+from ops import kernels
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import chainer, cuda, type_check
+from ops.lazy import rectified
 from ops.pooling import Windows
 
 
@@ -72,7 +76,7 @@ class _Products(chainer.FunctionNode):
                 for i, (weight, alive) in enumerate(zip(weights, self.alive)):
                     weight = self._of(weight, start, stop)
                     # Fast weights are often all negative. Where no input is, nothing passes their ReLUs.
-                    if i and self.relu and weight.max() <= 0 and x[start:stop].min() >= 0:
+                    if i and xp is numpy and self.relu and weight.max() <= 0 and x[start:stop].min() >= 0:
                         if alive is not None:
                             alive[start:stop] = False
                         continue
@@ -116,7 +120,7 @@ class _Products(chainer.FunctionNode):
                     g = g_sum
                     if alive is not None:
                         # Weights whose activations are all dead, as fast ones often are, get and give no gradient.
-                        if not alive[start:stop].any():
+                        if xp is numpy and not alive[start:stop].any():
                             continue
                         g = xp.multiply(g, alive[start:stop], out=scratch('g', g.shape, g))
                     if grouped[i] is not None:
@@ -184,17 +188,20 @@ class Convolution(_Products):
         return padded, padded[:, kh // 2:kh // 2 + h, kw // 2:kw // 2 + w]
 
     def patches(self, x):
-        xp = cuda.get_array_module(x)
+        if isinstance(x, cuda.ndarray):
+            return kernels.patches(x.transpose(0, 2, 3, 1), self.kernel)
         (n, c, h, w), (kh, kw) = x.shape, self.kernel
         padded, maps = self._padded(n, c, h, w, x)
         maps[...] = x.transpose(0, 2, 3, 1)
         s0, s1, s2, s3 = padded.strides
         patches = scratch('patches', (n, h, w, kh, kw * c), x)
-        patches[...] = xp.lib.stride_tricks.as_strided(padded, patches.shape, (s0, s1, s2, s1, s3))
+        patches[...] = numpy.lib.stride_tricks.as_strided(padded, patches.shape, (s0, s1, s2, s1, s3))
         return patches.reshape(n, h * w, -1)
 
     def fold(self, g_patches, x_shape):
         (_, c, h, w), (_, kw) = x_shape, self.kernel
+        if isinstance(g_patches, cuda.ndarray):
+            return kernels.fold(g_patches, (h, w), self.kernel)
         n = g_patches.shape[1]
         padded, maps = self._padded(n, c, h, w, g_patches)
         for tap, g in enumerate(g_patches.reshape(-1, n, h, w, c)):
@@ -237,7 +244,8 @@ def convolution(x, weights, group=1, relu=False, pool=False):
     Raises:
         chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
-    return Convolution(group, relu, pool).apply([x] + list(weights))[0]
+    y, = Convolution(group, relu, pool).apply([x] + list(weights))
+    return rectified(y) if relu else y
 
 
 def linear(x, weights, group=1, relu=False):

@@ -35,10 +35,9 @@ def is_negative(follow, gradients, *parameters):
         True if they are, False if they may not be; always False for a sequence of 8 or more gradients, which would
         take too many boxes.
     """
-    largest = _largest(gradients)
+    largest, *parameters = _on_host([_largest(gradients)] + [parameter.array for parameter in parameters])
     if not numpy.isfinite(largest).all():
         return False
-    parameters = [cuda.to_cpu(parameter.array) for parameter in parameters]
     ends = 2 + preprocess(largest)[0]
     ones = numpy.ones_like(ends)
     edges = numpy.stack([-ends, -ones, ones, ends], axis=1)[:, :, None]  # of one box: (t, 4, 1)
@@ -62,7 +61,18 @@ def is_negative(follow, gradients, *parameters):
 def _largest(gradients):
     """The largest absolute value at each step, (t,)."""
     flat = [g.reshape(len(g), -1) for g in gradients]
-    return numpy.max([cuda.to_cpu(part) for g in flat for part in (g.max(axis=1), -g.min(axis=1))], axis=0)
+    if isinstance(flat[0], cuda.ndarray):
+        return abs(cuda.cupy.concatenate(flat, axis=1)).max(axis=1)
+    return numpy.max([part for g in flat for part in (g.max(axis=1), -g.min(axis=1))], axis=0)
+
+
+def _on_host(arrays):
+    """NumPy's arrays; from a GPU with one download, for each waits until it has done all that was asked of it."""
+    if isinstance(arrays[0], numpy.ndarray):
+        return arrays
+    whole = cuda.to_cpu(cuda.cupy.concatenate([array.ravel() for array in arrays]))
+    edges = numpy.cumsum([array.size for array in arrays])[:-1]
+    return [part.reshape(array.shape) for part, array in zip(numpy.split(whole, edges), arrays)]
 
 
 class Enclosure:

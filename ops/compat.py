@@ -39,6 +39,10 @@ with warnings.catch_warnings():
 # Chainer checks its optional dependencies through pkg_resources, which warns of its own age at every start.
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated', category=UserWarning)
 
+# On a GPU, Chainer misses cuDNN and CuPy misses NCCL: nothing here uses either.
+warnings.filterwarnings('ignore', message=r'cuDNN is not enabled', category=UserWarning)
+warnings.filterwarnings('ignore', message=r'\s*nccl library could not be loaded', category=UserWarning)
+
 import chainer  # noqa: E402  (after the patches)
 import chainer.functions as F  # noqa: E402
 import chainer.links as L  # noqa: E402

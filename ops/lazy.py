@@ -36,6 +36,12 @@ def made(weights):
     return weights.make() if isinstance(weights, Deferred) else weights
 
 
+def rectified(y):
+    """Marks a variable as the output of a ReLU, so that `needed` doesn't have to look."""
+    y.is_rectified = True
+    return y
+
+
 def needed(weights, x, activation):
     """A layer's fast weights, made if need be, without those whose products certainly come to nothing.
 
@@ -48,9 +54,9 @@ def needed(weights, x, activation):
         A list of variables.
     """
     weights = weights if isinstance(weights, tuple) else (weights,)
-    if any(isinstance(one, Deferred) for one in weights) and activation is F.relu and (
-            chainer.as_variable(x).array.min() >= 0):
-        weights = [one for one in weights if not isinstance(one, Deferred)]
+    if activation is F.relu and any(isinstance(one, Deferred) for one in weights):
+        if getattr(x, 'is_rectified', False) or chainer.as_variable(x).array.min() >= 0:
+            weights = [one for one in weights if not isinstance(one, Deferred)]
     return [made(one) for one in weights]
 
 

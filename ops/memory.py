@@ -1,4 +1,6 @@
 """The reading of the memory (section 3.2.3 of the paper)."""
+import numpy
+
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul
 from ops.compat import F, chainer, cuda, type_check
 from ops.lazy import map_apart
@@ -41,7 +43,7 @@ class _Mixture(chainer.FunctionNode):
                 if grad_outputs[i] is not None:
                     gy = grad_outputs[i].array[:, start:stop]
                     # Of a layer whose activations are all dead no gradient comes back.
-                    if gy.any():
+                    if xp is not numpy or gy.any():
                         matmul(weights.T, gy, g_values[i][:, start:stop])
                         g_weights += gy.dot(values[i][:, start:stop].T)
             return g_weights

@@ -1,7 +1,7 @@
 """The meta learner's two networks, m and d, coordinate by coordinate (sections 3.1 and 3.2.2 of the paper)."""
 import numpy
 
-from ops import bounds
+from ops import bounds, kernels
 from ops.blocks import blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import F, chainer, cuda, type_check
 from ops.lazy import defer as deferred
@@ -79,7 +79,7 @@ class _Coordinatewise(chainer.FunctionNode):
             sums = [xp.zeros_like(parameter) for parameter in parameters]
             for start, stop in blocks:
                 # Fast weights of a layer whose activations are all dead get no gradient, and give none.
-                if gy[start:stop].any():
+                if xp is not numpy or gy[start:stop].any():
                     activations = self.activations(self._chunks(self.coordinates, start, stop), parameters, keep=True)
                     terms = self.differentiate(activations, parameters, self._chunks(gy, start, stop))
                     for total, term in zip(sums, terms):
@@ -182,12 +182,16 @@ class _LSTM(_Coordinatewise):
         kept = steps if keep else 1
         gates = scratch('gates', (kept, chunks, 4, units, width), gradients)
         cells = scratch('cells', (kept, chunks, units, width), gradients)
-        tanh_cells = scratch('tanh_cells', (kept if keep else 0, chunks, units, width), gradients)
+        tanh_cells = scratch('tanh_cells', (kept if keep or xp is not numpy else 0, chunks, units, width), gradients)
         for t in range(steps):
             gate, cell = gates[t % kept], cells[t % kept]
             rows, columns = self._seen(t, units)
             flat = gate.reshape(chunks, 4 * units, width)[:, rows]
             matmul(parameters[0][rows, columns], inputs[t, :, columns], flat)
+            if xp is not numpy:
+                kernels.lstm_step(t, gate.swapaxes(0, 1), cells[(t - 1) % kept], cell, tanh_cells[t % kept],
+                                  inputs[t + 1, :, 3:])
+                continue
             xp.tanh(flat, out=flat)
             sigmoids = flat[:, units:]
             sigmoids += 1
@@ -223,22 +227,25 @@ class _LSTM(_Coordinatewise):
             rows, columns = self._seen(t, units)
             flat, flat_gates = (x.reshape(chunks, 4 * units, width)[:, rows] for x in (g_gates, gates[t]))
             a, i, o, f = gates[t].swapaxes(0, 1)
-            # hidden = o tanh(cell)
-            g_hidden *= o
-            xp.multiply(g_hidden, tanh_cells[t], out=g_o)
-            g_cell += g_hidden
-            g_cell -= xp.multiply(g_o, tanh_cells[t], out=product)
-            # cell = (a i + f cell) / 2
-            g_cell *= 0.5
-            xp.multiply(g_cell, i, out=g_a)
-            xp.multiply(g_a, a, out=g_i)
-            g_a -= xp.multiply(g_i, a, out=product)
-            if t:
-                g_cell *= f
-                xp.multiply(g_cell, cells[t - 1], out=g_f)
-            # So far g_i, g_f, g_o have their own gate as a factor; for s = 1 + tanh(z), ds/dz = s (2 - s).
-            g_sigmoids = flat[:, units:]
-            g_sigmoids *= xp.subtract(2, flat_gates[:, units:], out=products[:, :g_sigmoids.shape[1]])
+            if xp is not numpy:
+                kernels.lstm_back(t, g_hidden, g_cell, (a, i, o, f), tanh_cells[t], cells[t - 1], (g_a, g_i, g_o, g_f))
+            else:
+                # hidden = o tanh(cell)
+                g_hidden *= o
+                xp.multiply(g_hidden, tanh_cells[t], out=g_o)
+                g_cell += g_hidden
+                g_cell -= xp.multiply(g_o, tanh_cells[t], out=product)
+                # cell = (a i + f cell) / 2
+                g_cell *= 0.5
+                xp.multiply(g_cell, i, out=g_a)
+                xp.multiply(g_a, a, out=g_i)
+                g_a -= xp.multiply(g_i, a, out=product)
+                if t:
+                    g_cell *= f
+                    xp.multiply(g_cell, cells[t - 1], out=g_f)
+                # So far g_i, g_f, g_o have their own gate as a factor; for s = 1 + tanh(z), ds/dz = s (2 - s).
+                g_sigmoids = flat[:, units:]
+                g_sigmoids *= xp.subtract(2, flat_gates[:, units:], out=products[:, :g_sigmoids.shape[1]])
             g_weight[:, rows, columns] += xp.matmul(flat, inputs[t, :, columns].swapaxes(1, 2))
             if t:
                 matmul(weight[:, 3:].T, flat, g_hidden)

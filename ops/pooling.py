@@ -1,4 +1,7 @@
 """2x2 max pooling: within a convolution's blocks (`Windows`), and on its own."""
+import numpy
+
+from ops import kernels
 from ops.blocks import ELEMENTS, blocks_of, in_parts, scratch
 from ops.compat import chainer, cuda, type_check
 
@@ -16,19 +19,28 @@ class Windows:
 
     def __init__(self, shape, xp, keep):
         n, h, w, c = shape
+        self.on_gpu = xp is not numpy
+        self.place = None  # on a GPU: where in its window each maximum was
         self.pooled = n, -(-h // 2), -(-w // 2), c
         self.narrow = h, -(-w // 2), c
         # Whether the second of a pair is the larger, one array for pairs in a row and one for pairs of rows.
-        self.second = (xp.empty((n, h, w // 2, c), bool), xp.empty((n, h // 2, -(-w // 2), c), bool)) if keep else None
+        self.second = (xp.empty((n, h, w // 2, c), bool), xp.empty((n, h // 2, -(-w // 2), c), bool)) if (
+            keep and not self.on_gpu) else None
 
     def pool(self, x, start, stop, out):
         """Examples start to stop, x (stop - start, h, w, c), into out."""
+        if self.on_gpu:
+            self.place = kernels.pool(x, out)
+            return
         narrow = scratch('narrow', (stop - start,) + self.narrow, x)
         self._pool(x, 2, narrow, self.second and self.second[0][start:stop])
         self._pool(narrow, 1, out, self.second and self.second[1][start:stop])
 
     def unpool(self, gy, start, stop, out):
         """The way back: gradients go where the maxima were, of equals to the first, as in Chainer's own pooling."""
+        if self.on_gpu:
+            kernels.unpool(gy, self.place, out)
+            return
         g_narrow = scratch('narrow', (stop - start,) + self.narrow, gy)
         self._unpool(gy, 1, g_narrow, self.second[1][start:stop])
         self._unpool(g_narrow, 2, out, self.second[0][start:stop])

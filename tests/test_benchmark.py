@@ -22,7 +22,7 @@ def test_race(tmp_path):
     options = ['--way', '2', '--query', '1', '--repeats', '1', '--rounds', '2', '--peer', str(peer)]
     lines = subprocess.run([sys.executable, BENCHMARK] + options, check=True, stdout=subprocess.PIPE,
                            text=True).stdout.splitlines()
-    assert [bool(re.match(r'ratio %s \d+\.\d\d$' % name, line))
+    assert [bool(re.match(rf'ratio {name} \d+\.\d\d$', line))
             for name, line in zip(('train', 'test'), lines[-2:])] == [True, True]
     assert [line for line in lines if line.startswith('peer ')] == ['peer     train 200.500 s, test 100.500 s']
     # Each part of an episode has a line in each table: of initial and trained weights, training and test.

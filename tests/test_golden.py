@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ops.compat import chainer
+from ops.device import n_gpus
 
 FOLDER = os.path.join(os.path.dirname(__file__), 'golden')
 GOLDEN = os.path.join(FOLDER, 'full_5way_1shot.npz')
@@ -70,7 +71,7 @@ def test_ties_are_of_the_two_largest_of_a_window_within_rounding():
     assert check_golden.tied_channels(np.zeros_like(maps)) == []
 
 
-@pytest.mark.skipif(not chainer.backends.cuda.available, reason='needs CuPy and a CUDA GPU')
+@pytest.mark.skipif(not n_gpus(), reason='needs CuPy and a CUDA GPU')
 def test_gpu_agrees_with_cpu(golden):
     device = chainer.get_device('@cupy:0')
     model = check_golden.Golden(GOLDEN).model

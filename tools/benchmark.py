@@ -35,6 +35,7 @@ import train_omniglot  # noqa: E402
 from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
 from ops.blocks import THREADS  # noqa: E402
 from ops.compat import chainer  # noqa: E402
+from ops.device import use  # noqa: E402
 from ops.lazy import Deferred  # noqa: E402
 from ops.normalization import NormalizedConvolution2D  # noqa: E402
 
@@ -140,15 +141,14 @@ def run(args, weights):
         The model; which of its meta learners, 'd' and 'm', left convolutions' fast weights unmade in the end; two
         dicts, of training and test: {part: list of seconds, one for each episode}, the whole under `episode`.
     """
-    device = chainer.get_device('@numpy' if args.gpu < 0 else '@cupy:%d' % args.gpu)
-    device.use()
+    device = use(args.gpu)
     model = build(args, weights)
     model.to_device(device)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
     optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(10))
     clock = Clock(device)
     model.meta_information = clock.timed(
-        model.meta_information, lambda network, *_: '%s gradients' % ('base' if network is model.base else 'embed'))
+        model.meta_information, lambda network, *_: f"{'base' if network is model.base else 'embed'} gradients")
     unmade = {}
     meta_learner = clock.timed(model.meta_learner, lambda name, *_: name)
 
@@ -188,28 +188,30 @@ def time_episodes(args, model, optimizer, clock):
     return times
 
 
-def product_rate(n=2048):
-    """GFLOP/s of the machine's own matrix product."""
-    a = np.ones((n, n), np.float32)
+def product_rate(device, n=2048):
+    """GFLOP/s of the device's own matrix product."""
+    clock = Clock(device)
+    a = device.xp.ones((n, n), np.float32)
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = clock.now()
         a.dot(a)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(clock.now() - start)
     return 2e-9 * n ** 3 / min(seconds)
 
 
 def report(args, model, unmade, times):
     """Prints the tables of one `run`."""
     counts = multiply_adds(args, model, unmade)
+    digits = 0 if args.gpu < 0 else 1
     for title, parts in zip(('train', 'test'), times):
-        print('\n%-16s %8s %8s %8s' % (title, 'median', 'min', 'GFLOP/s'))
+        print(f"\n{title:16} {'median':>8} {'min':>8} {'GFLOP/s':>8}")
         for part in list(counts) + ['update', 'episode']:
             if part in parts:
                 flop = 2 * counts[part] if part in counts else 0
-                print('%-16s %6.0f ms %5.0f ms %8s' % (
-                    part, 1e3 * statistics.median(parts[part]), 1e3 * min(parts[part]),
-                    '%.0f' % (1e-9 * flop / statistics.median(parts[part])) if flop else ''))
+                median = statistics.median(parts[part])
+                rate = f'{1e-9 * flop / median:.0f}' if flop else ''
+                print(f'{part:16} {1e3 * median:6.{digits}f} ms {1e3 * min(parts[part]):5.{digits}f} ms {rate:>8}')
 
 
 def race(args, ours):
@@ -229,14 +231,15 @@ def race(args, ours):
                 seconds += parts['episode']
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         for seconds, name in zip(peers, ('train', 'test')):
-            seconds.append(float(re.search(r'^%s: ([0-9.]+) s' % name, output, re.MULTILINE).group(1)))
-    print('\nmedians of %d rounds' % args.rounds)
+            seconds.append(float(re.search(rf'^{name}: ([0-9.]+) s', output, re.MULTILINE).group(1)))
+    print(f'\nmedians of {args.rounds} rounds')
     for name, contender in [('peer', peers)] + list(ours.items()):
-        print('%-8s train %.3f s, test %.3f s' % (name, *map(statistics.median, contender)))
+        train, test = map(statistics.median, contender)
+        print(f'{name:8} train {train:.3f} s, test {test:.3f} s')
     for weights, (training, test) in ours.items():
-        print('\nof the peer to %s weights' % weights)
-        print('ratio train %.2f' % (statistics.median(peers[0]) / statistics.median(training)))
-        print('ratio test %.2f' % (statistics.median(peers[1]) / statistics.median(test)))
+        print(f'\nof the peer to {weights} weights')
+        print(f'ratio train {statistics.median(peers[0]) / statistics.median(training):.2f}')
+        print(f'ratio test {statistics.median(peers[1]) / statistics.median(test):.2f}')
 
 
 def main():
@@ -251,17 +254,23 @@ def main():
     parser.add_argument('--rounds', type=int, default=3, help='turns each takes in a race')
     args = parser.parse_args()
     args.query = args.query or MODELS[args.model]['query']
-    print('%s model, %d-way %d-shot, %d query images a class, %d episodes; a matrix product of the CPU: %.0f GFLOP/s; '
-          '%d threads' % (args.model, args.way, args.shot, args.query, args.repeats, product_rate(), THREADS))
+    device = use(args.gpu)
+    where = f'{THREADS} threads' if args.gpu < 0 else device.name
+    print(f'{args.model} model, {args.way}-way {args.shot}-shot, {args.query} query images a class, {args.repeats} '
+          f'episodes; a matrix product of the device: {product_rate(device):.0f} GFLOP/s; {where}')
+    if args.gpu >= 0:
+        print('the first two episodes are not timed: they compile kernels, which may take up to a minute', flush=True)
     ours = {}
     for weights in ('initial', 'trained') if args.model == 'full' else ('initial',):
         model, unmade, times = run(args, weights)
-        print('\n%s weights' % weights)
+        print(f'\n{weights} weights')
         report(args, model, unmade, times)
         ours[weights] = [list(parts['episode']) for parts in times]
     # Linux counts in KiB, macOS in bytes.
-    print('\npeak memory %.2f GB' % (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                                     * (1 if sys.platform == 'darwin' else 1024) / 1e9))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+    print(f'\npeak memory {peak / 1e9:.2f} GB')
+    if args.gpu >= 0:
+        print(f'device memory {device.xp.get_default_memory_pool().total_bytes() / 1e9:.2f} GB')
     if args.peer:
         race(args, ours)
 

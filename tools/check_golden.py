@@ -26,7 +26,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 import numpy as np  # noqa: E402
 
 import metanet  # noqa: E402
-from ops.compat import F, chainer  # noqa: E402
+from ops.compat import F, chainer, cuda  # noqa: E402
 from ops.pooling import Windows  # noqa: E402
 
 TOLERANCE = 1e-3
@@ -127,7 +127,7 @@ class Ties(chainer.LinkHook):
         pool = Windows.pool
 
         def spy(windows, x, start, stop, out):
-            self.channels[self.layer].update(tied_channels(x))
+            self.channels[self.layer].update(tied_channels(cuda.to_cpu(x)))
             return pool(windows, x, start, stop, out)
 
         self.patch = contextlib.ExitStack()

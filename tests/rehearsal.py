@@ -1,0 +1,183 @@
+"""What `test_cuda.py` runs in a process of its own, where a stand-in has taken CuPy's place."""
+import os
+import sys
+
+import fake_cupy
+
+fake_cupy.install()
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import check_golden  # noqa: E402
+import train_omniglot  # noqa: E402
+from data import EpisodeSampler, synthetic_strokes  # noqa: E402
+from ops import device  # noqa: E402
+from ops.compat import chainer, cuda  # noqa: E402
+
+TESTS = os.path.dirname(os.path.abspath(__file__))
+TRAINED = os.path.join(TESTS, os.pardir, 'assets', 'omniglot_5way.npz')
+cupy = cuda.cupy
+
+
+def on_gpu(array):
+    return cupy.asarray(np.asarray(array, np.float32))
+
+
+REFUSED = {
+    'conversion': lambda x: np.asarray(x),
+    'function of NumPy': lambda x: np.concatenate([x, x]),
+    'function of NumPy, element by element': lambda x: np.exp(x, out=np.zeros(3, np.float32)),
+    'host array to the right': lambda x: x + np.ones(3, np.float32),
+    'host array to the left': lambda x: np.ones(3, np.float32) * x,
+    'host array in place': lambda x: x.__iadd__(np.ones(3, np.float32)),
+    'device array in place of a host array': lambda x: np.ones(3, np.float32).__iadd__(x),
+    'host array among arguments': lambda x: cupy.maximum(x, np.ones(3, np.float32)),
+    'host array assigned': lambda x: x.__setitem__(slice(None), np.ones(3, np.float32)),
+    'assigned to a host array': lambda x: np.zeros(3, np.float32).__setitem__(slice(None), x),
+    'host array among joined ones': lambda x: cupy.concatenate([x, np.ones(3, np.float32)]),
+    'list': lambda x: cupy.maximum(x, [1, 2, 3]),
+    'index of the host': lambda x: x[np.array([0, 1])],
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_stand_in_refuses(case):
+    with pytest.raises((TypeError, ValueError)):
+        REFUSED[case](on_gpu([1, 2, 3]))
+
+
+@pytest.mark.parametrize('name', ['errstate', 'ndindex', 'float128', 'testing'])
+def test_stand_in_lacks_what_cupy_lacks_and_what_nothing_here_calls(name):
+    with pytest.raises(AttributeError):
+        getattr(cupy, name)
+
+
+def test_stand_in_counts_launches_and_synchronisations():
+    x = on_gpu([1, 2, 3])
+    fake_cupy.reset()
+    y = x[1:].reshape(2, 1).T
+    assert fake_cupy.counts == {'launches': 0, 'uploads': 0, 'synchronisations': 0}
+    y = y + 1
+    y *= 2
+    assert fake_cupy.counts == {'launches': 2, 'uploads': 0, 'synchronisations': 0}
+    for wait in (lambda: bool((y > 0).all()), lambda: float(y.sum()), y.get, lambda: cupy.asnumpy(y),
+                 lambda: y.max().item(), lambda: cupy.flatnonzero(y)):
+        fake_cupy.reset()
+        wait()
+        assert fake_cupy.counts['synchronisations'] == 1
+
+
+class GoldenOnGpu(check_golden.Golden):
+    """The same episode with model and images on the device; gradients come back."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.model.to_device(device.use(0))
+        for name in 'support_x', 'support_y', 'query_x', 'query_y':
+            setattr(self, name, cupy.asarray(getattr(self, name)))
+
+    def gradients(self, logits):
+        return {name: cuda.to_cpu(grad) for name, grad in super().gradients(cupy.asarray(logits)).items()}
+
+
+@pytest.mark.parametrize('name', ['full', 'partial', 'partial_u'])
+def test_golden_episode(name, monkeypatch):
+    error = check_golden.error
+    monkeypatch.setattr(check_golden, 'error', lambda ours, *others: error(cuda.to_cpu(ours), *others))
+    errors = check_golden.compare(GoldenOnGpu(os.path.join(TESTS, 'golden', f'{name}_5way_1shot.npz')))
+    assert ('running averages' in errors) == (name != 'full')
+    for kind, (worst, where) in errors.items():
+        if kind != 'gradients from our logits':
+            assert worst <= check_golden.TOLERANCE, (kind, where)
+
+
+def trained(gpu):
+    place = device.use(gpu)
+    model = train_omniglot.load(TRAINED, [5])[0]
+    model.to_device(place)
+    optimizer = chainer.optimizers.Adam(1e-3).setup(model)
+    return model, optimizer, EpisodeSampler(synthetic_strokes(5, 6), 5, 1, 5, xp=place.xp)
+
+
+def learn(model, optimizer, sampler):
+    loss = model.loss(sampler.sample())
+    model.cleargrads()
+    loss.backward()
+    optimizer.update()
+
+
+def parameters(model):
+    return {name: cuda.to_cpu(param.array) for name, param in model.namedparams()}
+
+
+def test_training_agrees_with_the_cpu():
+    results = []
+    for gpu in (-1, 0):
+        model, optimizer, sampler = trained(gpu)
+        loss = model.loss(sampler.sample())
+        model.cleargrads()
+        loss.backward()
+        results.append({name: cuda.to_cpu(param.grad) for name, param in model.namedparams() if param.grad is not None})
+        optimizer.update()
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        np.testing.assert_allclose(results[1][name], gradient, rtol=1e-2, atol=1e-3 * abs(gradient).max(), err_msg=name)
+
+
+def test_training_resumes_to_the_last_bit(tmp_path):
+    model, optimizer, sampler = trained(0)
+    learn(model, optimizer, sampler)
+    for name, part in ('model', model), ('optimizer', optimizer):
+        chainer.serializers.save_npz(tmp_path / f'{name}.npz', part)
+    state = sampler.get_state()
+    learn(model, optimizer, sampler)
+    other, other_optimizer, other_sampler = trained(0)
+    for name, part in ('model', other), ('optimizer', other_optimizer):
+        chainer.serializers.load_npz(tmp_path / f'{name}.npz', part)
+    other_sampler.set_state(state)
+    learn(other, other_optimizer, other_sampler)
+    for (name, array), other_array in zip(parameters(model).items(), parameters(other).values()):
+        assert (array == other_array).all(), name
+
+
+@pytest.mark.parametrize('training, launches, synchronisations', [(True, 950, 8), (False, 450, 8)])
+def test_an_episode_stays_within_its_budget(training, launches, synchronisations):
+    model, optimizer, sampler = trained(0)
+    learn(model, optimizer, sampler)  # makes the optimizer's state
+    episode = sampler.sample()
+    fake_cupy.reset()
+    with chainer.using_config('train', training), chainer.using_config('enable_backprop', training):
+        loss = model.loss(episode)
+        if training:
+            model.cleargrads()
+            loss.backward()
+            optimizer.update()
+    assert fake_cupy.counts['launches'] <= launches
+    assert fake_cupy.counts['synchronisations'] <= synchronisations
+    assert fake_cupy.counts['launches'] > launches * .9, 'fewer than ever: lower the budget'
+
+
+def fail(*args):
+    raise RuntimeError('cudaErrorInsufficientDriver')
+
+
+@pytest.mark.parametrize('gpu, name, message', [
+    (1, None, 'GPUs here are numbered from 0 to 0'),
+    (0, 'cuda.runtime.getDeviceCount', 'the driver is missing'),
+    (0, 'ndarray.__add__', 'headers or its compiler'),
+    (0, 'ndarray.dot', "CUDA's libraries are missing: pip install"),
+])
+def test_device_says_what_is_missing(monkeypatch, gpu, name, message):
+    if name:
+        owner, _, attribute = name.rpartition('.')
+        place = cupy
+        for part in owner.split('.'):
+            place = getattr(place, part)
+        monkeypatch.setattr(place, attribute, fail)
+    with pytest.raises(ValueError, match=message):
+        device.use(gpu)
+
+
+if __name__ == '__main__':
+    sys.exit(pytest.main([__file__, '-q', '-p', 'no:cacheprovider', *sys.argv[1:]]))
