@@ -381,7 +381,8 @@ def install():
                    asnumpy=_download, asarray=_upload, array=_upload, get_array_module=_array_module,
                    ascontiguousarray=_contiguous, concatenate=_joined(numpy.concatenate), stack=_joined(numpy.stack),
                    flatnonzero=_found(numpy.flatnonzero), nonzero=_found(numpy.nonzero),
-                   get_default_memory_pool=lambda: types.SimpleNamespace(total_bytes=lambda: 0), get_default_pinned_memory_pool=lambda: None)
+                   get_default_memory_pool=lambda: types.SimpleNamespace(total_bytes=lambda: 0),
+                   get_default_pinned_memory_pool=lambda: None)
     for name in operations:
         setattr(cupy, name, _made(getattr(numpy, name), 1))
     for name, launches in (('zeros', 1), ('ones', 1), ('full', 1), ('arange', 1), ('eye', 1), ('empty', 0)):
