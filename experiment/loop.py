@@ -67,7 +67,8 @@ class EpisodeUpdater(training.Updater):
             (loss / self.n_averaged).backward()
         self.optimizer.update()
         self.iteration += self.n_averaged
-        if not all(param.xp.isfinite(param.array).all() for param in self.model.params()):
+        xp = self.model.xp
+        if not xp.isfinite(xp.concatenate([param.array.ravel() for param in self.model.params()])).all():
             fail(f'the parameters are no longer finite after episode {self.iteration}; what was saved before is as it '
                  'was. Give a run with a smaller alpha or clip, or another seed, another folder (out)')
         chainer.report(summary.compute_mean())
@@ -103,8 +104,11 @@ class Clipping:
         squares = [param.grad.ravel().dot(param.grad.ravel()) for param in params]
         norm = xp.sqrt(sum(squares))
         chainer.report({'gradient_norm': norm})
+        rate = self.bound / xp.maximum(norm, self.bound)
         for param, square in zip(params, squares):
-            param.grad = param.grad * (self.bound / xp.maximum(xp.sqrt(square) if self.apart else norm, self.bound))
+            if self.apart:
+                rate = self.bound / xp.maximum(xp.sqrt(square), self.bound)
+            param.grad = param.grad * rate
 
 
 def decay(updater, n_epoch, n_decay):

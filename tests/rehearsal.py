@@ -6,10 +6,10 @@ import fake_cupy
 
 fake_cupy.install()
 
+import check_golden  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
-import check_golden  # noqa: E402
 import train_omniglot  # noqa: E402
 from data import EpisodeSampler, synthetic_strokes  # noqa: E402
 from ops import device  # noqa: E402
