@@ -32,7 +32,6 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -47,7 +46,7 @@ from tqdm import tqdm
 
 from sources import images
 from sources.archives import open_npz
-from sources.files import NO_ROOM, clear_strays, printable, replacing
+from sources.files import NO_ROOM, printable, replacing
 from sources.imagenet import locate
 from sources.splits import InputError, read_splits, refuse_packed, stop_on
 
@@ -132,19 +131,20 @@ def make_class(names, places, size, path, pool, bar):
             n_images += 1
         bar.update()
     if n_images:
-        with replacing(path + '.json') as f:
-            f.write(json.dumps({**notes, 'adler32': zlib.adler32(array[:n_images])}).encode())
-        with replacing(path + '.npy') as f:  # last: its presence says that the class is finished
+        # The checksum tells of files cut off or lost by whatever happens, so that the disk needs not be waited for.
+        with open(path + '.npy', 'wb') as f:
             # As np.save does, which would not say why it cannot write.
             header = np.lib.format.header_data_from_array_1_0(array[:n_images])
             np.lib.format.write_array_header_1_0(f, header)
             f.write(array[:n_images].data)
+        with open(path + '.json', 'wb') as f:
+            f.write(json.dumps({**notes, 'adler32': zlib.adler32(array[:n_images])}).encode())
     return n_images
 
 
 def is_finished(path, n_listed, size):
     """Whether `path`.npy and `path`.json hold a class whole, as `make_class` saved it."""
-    if not os.path.exists(path + '.npy'):
+    if not os.path.exists(path + '.json'):
         return False
     try:
         array = np.load(path + '.npy', allow_pickle=False)
@@ -214,7 +214,7 @@ def print_summary(path, partials, n_images):
 
 
 def prepare(output):
-    """Make the folder of results with its folder of finished classes, and clear what killed runs left half written.
+    """Make the folder of results with its folder of finished classes.
 
     Returns:
         str: the folder of finished classes.
@@ -228,10 +228,6 @@ def prepare(output):
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-        for place in (output, folder):
-            strays = [re.fullmatch(r'((?:train|dev|test)\.npz|[0-9a-f]{12}\.(?:npy|json))\.[0-9]+\.part', name)
-                      for name in os.listdir(place)]
-            clear_strays(*[os.path.join(place, stray[1]) for stray in strays if stray])
     except OSError as error:
         raise InputError(f'{output} cannot be a folder for results ({error}): choose another with --output') from error
     return folder
@@ -319,7 +315,7 @@ def main(argv=None):
     except OSError as error:
         message = f'error: {error}'
         if error.errno in NO_ROOM:
-            message += '. Finished classes are kept; the same command goes on with the rest.'
+            message += f'. Make room in {args.output}; finished classes are kept, the same command goes on'
     except ValueError as error:
         message = f'error: {error}'
     except MemoryError as error:
