@@ -50,6 +50,8 @@ def test_ctrl_c_ends_a_script_with_a_sentence(monkeypatch, capfd):
 PRESS_WHILE_IMPORTING = '''
 import os, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it would be ignored
+
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == 'numpy':
