@@ -5,7 +5,7 @@ taps x in), with weights, (out, taps x in); a fully connected layer is the case 
 """
 import numpy
 
-from ops import kernels
+import ops.kernels as kernels
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import chainer, cuda, type_check
 from ops.lazy import rectified

@@ -1,7 +1,8 @@
 """The meta learner's two networks, m and d, coordinate by coordinate (sections 3.1 and 3.2.2 of the paper)."""
 import numpy
 
-from ops import bounds, kernels
+import ops.bounds as bounds
+import ops.kernels as kernels
 from ops.blocks import blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import F, chainer, cuda, type_check
 from ops.lazy import defer as deferred

@@ -1,7 +1,7 @@
 """2x2 max pooling: within a convolution's blocks (`Windows`), and on its own."""
 import numpy
 
-from ops import kernels
+import ops.kernels as kernels
 from ops.blocks import ELEMENTS, blocks_of, in_parts, scratch
 from ops.compat import chainer, cuda, type_check
 
