@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 
 import data
 from sources import images
@@ -140,9 +140,10 @@ def test_bombs_are_refused_by_their_header(width, height, monkeypatch):
 
 
 def test_postscript_which_is_a_program_is_not_run(monkeypatch):
-    monkeypatch.setattr(Image.Image, 'load', lambda image: pytest.fail('run'))
+    content = encode(picture(), 'EPS')
+    monkeypatch.setattr(EpsImagePlugin.EpsImageFile, 'load', lambda image: pytest.fail('run'))
     with pytest.raises(ValueError, match='PostScript'):
-        images.decode(BROKEN['PostScript'])
+        images.decode(content)
 
 
 def test_a_long_thin_drawing_needs_no_square_of_its_length(tmp_path):
