@@ -318,7 +318,7 @@ def settings_in(path):
         OSError: it cannot be read.
     """
     arrays = read_npz(path, REMEDY)
-    if 'settings' not in arrays:
+    if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':
         raise ValueError(f'{path} is not a model, for it has no settings: {REMEDY}')
     return _parse_settings(str(arrays['settings']))
 
@@ -374,7 +374,7 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
 
 def _trained_settings(arrays, checks, earlier):
     """The settings in a model's npz, a dict."""
-    if 'settings' not in arrays:
+    if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':
         raise ValueError('it has no settings')
     settings = {'data': 'unknown data', **earlier, **_parse_settings(str(arrays['settings']))}
     missing = [name for name in checks if name not in settings and name not in CHANGEABLE]
