@@ -17,12 +17,16 @@ import argparse
 import contextlib
 import os
 import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from unittest import mock
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
@@ -266,9 +270,9 @@ def main():
         print(f'\n{weights} weights')
         report(args, model, unmade, times)
         ours[weights] = [list(parts['episode']) for parts in times]
-    # Linux counts in KiB, macOS in bytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-    print(f'\npeak memory {peak / 1e9:.2f} GB')
+    if resource:  # Linux counts in KiB, macOS in bytes
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
+        print(f'\npeak memory {peak / 1e9:.2f} GB')
     if args.gpu >= 0:
         print(f'device memory {device.xp.get_default_memory_pool().total_bytes() / 1e9:.2f} GB')
     if args.peer:
