@@ -25,9 +25,10 @@ CLASS = 'class_of_'  # begins the names of settings that say of which class a mo
 
 REMEDY = 'give a model.npz or best.npz of a run'
 ANOTHER_FOLDER = 'give this run another folder (out), or remove that one'
-FILES = ('settings.json', 'log', 'log.csv', 'learning_curve.png', 'model.npz', 'best.npz', 'best_average.npz',
-         'final_test.csv', 'final_test_2.csv', 'final_test_3.csv')
+# Names of the files that runs write.
 SNAPSHOT = re.compile('snapshot_(0|[1-9][0-9]*)')
+OURS = re.compile(SNAPSHOT.pattern + r'|settings\.json|log|log\.csv|learning_curve\.png|model\.npz|best\.npz|'
+                                     r'best_average\.npz|final_test(_[23])?\.csv')
 MAX_SETTINGS = 1 << 20  # characters of the settings in a file
 
 
@@ -76,14 +77,15 @@ def claim(out, settings, earlier):
     elif _snapshots(out):
         raise ValueError(f'the folder {out} holds snapshots, but no settings.json that says of which run: put that '
                          f'file back, or {ANOTHER_FOLDER}')
-    for name in FILES:
-        if os.path.isdir(os.path.join(out, name)):
+    names = os.listdir(out) if os.path.isdir(out) else []
+    for name in names:
+        if OURS.fullmatch(name) and os.path.isdir(os.path.join(out, name)):
             raise IsADirectoryError(f'{os.path.join(out, name)} is a folder, but a file of that name is to be written: '
                                     'rename it, or give this run another folder (out)')
     with replacing(path, 'w') as file:
         json.dump(own, file, indent=4)
-    written = (re.sub(r'\.[0-9]+\.part$', '', name) for name in os.listdir(out))
-    clear_strays(*{os.path.join(out, name) for name in written if name in FILES or SNAPSHOT.fullmatch(name)})
+    written = (re.sub(r'\.[0-9]+\.part$', '', name) for name in names)
+    clear_strays(*{os.path.join(out, name) for name in written if OURS.fullmatch(name)})
 
 
 def _read_settings(path):
@@ -211,13 +213,15 @@ def _load_snapshot(path, trainer):
             raise ValueError(f'this run lacks its {surplus[0]}')
         for optimizer in trainer.updater.get_all_optimizers().values():
             for name, param in optimizer.target.namedparams():
-                _check_update_rule(name, param)
+                _check_update_rule(name, param, optimizer.t)
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f'{path}: {error}') from error
 
 
-def _check_update_rule(name, param):
-    """Refuses an optimizer's state whose shapes aren't the parameter's: Chainer loads it without one to compare."""
+def _check_update_rule(name, param, n_updates):
+    """Refuses an optimizer's state of another shape than its parameter: Chainer loads it with nothing to compare."""
+    if param.update_rule.t > n_updates:
+        raise ValueError(f'{name} has had {param.update_rule.t} updates, more than there were')
     for key, value in (param.update_rule.state or {}).items():
         if getattr(value, 'shape', None) != param.shape or value.dtype != param.dtype:
             raise ValueError(f"the optimizer's {key} of {name} does not have the shape {param.shape}")

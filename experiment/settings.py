@@ -23,11 +23,13 @@ class Check(typing.NamedTuple):
         words: end of the sentence "NAME = VALUE: must be ...".
         holds: function that tells whether a value is right.
         read: function from a word of the command line to a value.
+        optional: whether it may also be the empty text in the script, but not on the command line.
     """
 
     words: str
     holds: typing.Callable
     read: typing.Callable
+    optional: bool = False
 
 
 def _literal(word):
@@ -71,14 +73,9 @@ def one_of(*options):
     return Check(f'one of {", ".join(map(repr, options))}', lambda value: value in options, str)
 
 
-def path_of(what):
-    """A path. A function that writes `what` it leads to: a folder, for one."""
-    return Check(f'the path of {what}', _is_path, str)
-
-
-def optional_path_of(what):
-    """A path or, in the script but not on the command line, the empty text."""
-    return Check(f'the path of {what}', lambda value: value == '' or _is_path(value), lambda word: word or ' ')
+def path_of(what, optional=False):
+    """A path, of a folder for one; `optional` as of `Check`."""
+    return Check(f'the path of {what}', _is_path, str, optional)
 
 
 def _is_path(value):
@@ -94,7 +91,7 @@ def as_tuple(value):
 COMMON = {
     'input_path': path_of('a folder'),
     'out': path_of('a folder'),
-    'evaluate': optional_path_of('the npz of a trained model'),
+    'evaluate': path_of('the npz of a trained model', optional=True),
     'gpu': whole(-1, 1000),
     'seed': whole(0, 2 ** 32 - 1),  # what NumPy takes
     'n_outputs_train': whole(2, 10 ** 5),
@@ -117,18 +114,20 @@ COMMON = {
 }
 
 
-def check(settings, checks):
+def check(settings, checks, given=()):
     """Refuses settings that are not what they may be.
 
     Args:
         settings: dict; of the names in `checks`, any may be missing.
         checks: {name: `Check`}.
+        given: names of those that the command line gave.
 
     Raises:
         ValueError: with the first such setting's name and value, and what it must be.
     """
     for name, what in checks.items():
-        if name in settings and not what.holds(settings[name]):
+        is_unset = what.optional and name not in given and settings.get(name) == ''
+        if name in settings and not is_unset and not what.holds(settings[name]):
             raise ValueError(f'{name} = {shortened(settings[name])}: must be {what.words}')
     n_episodes, n_averaged = settings.get('n_episodes', 1), settings.get('n_episodes_per_update', 1)
     if n_episodes % n_averaged:
@@ -213,7 +212,7 @@ def configured(script, words, checks):
     given = {name: checks[name].read(word) for name, word in vars(parser.parse_args(words)).items()}
     settings = {**constants, **given}
     with plain_errors():
-        check(settings, checks)
+        check(settings, checks, given)
     script.update(given)
     try:
         yield settings, set(given)

@@ -94,10 +94,10 @@ def test_only_snapshots_by_their_very_names_are_touched(tmp_path, straight):
     run(tmp_path, 1)
     others = {name: (tmp_path / name).write_bytes(b'mine') and b'mine'
               for name in ('snapshot_2_backup', 'snapshot_99.npz', 'my_snapshot_9', 'snapshot_', 'snapshot_007')}
-    os.mkdir(tmp_path / 'snapshot_98')
+    os.mkdir(tmp_path / 'snapshot_98_too')
     assert same(run(tmp_path, 3), straight[1])
     after = content(tmp_path)
-    assert {name: after[name] for name in others} == others and os.path.isdir(tmp_path / 'snapshot_98')
+    assert {name: after[name] for name in others} == others and os.path.isdir(tmp_path / 'snapshot_98_too')
     assert sorted(name for name in after if name not in others and name.startswith('snapshot')) == [
         'snapshot_6', 'snapshot_9']
 
@@ -230,7 +230,7 @@ def test_pipes_are_not_waited_for(tmp_path):
         run(tmp_path, 1)
 
 
-@pytest.mark.parametrize('name', ['settings.json', 'log.csv', 'learning_curve.png', 'model.npz', 'final_test.csv'])
+@pytest.mark.parametrize('name', ['settings.json', 'log.csv', 'model.npz', 'final_test.csv', 'snapshot_98'])
 def test_a_folder_where_a_file_is_to_be_is_refused_before_training(tmp_path, name):
     os.mkdir(tmp_path / name)
     with pytest.raises((OSError, ValueError), match=f'{name} is '):
