@@ -177,7 +177,7 @@ def train(trainer):
             fail(f'the folder {out} holds a run that has trained for {updater.epoch_detail:g} epochs, more than '
                  f'n_epoch = {stop.n_epoch}: raise that, or give this run another folder (out)')
         trainer.run(show_loop_exception_msg=False)
-        if updater.epoch < stop.n_epoch:
+        if 0 < updater.epoch_detail < stop.n_epoch:
             trainer.get_extension('snapshot')(trainer)
     if stop.pressed:
         sys.exit(f'Stopped after {updater.iteration} episodes; the same command goes on from there.')

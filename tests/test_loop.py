@@ -27,6 +27,12 @@ def test_ctrl_c_amid_an_epoch_loses_nothing(tmp_path, straight):
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_ctrl_c_before_the_first_episode_leaves_a_run_that_begins(tmp_path, straight):
+    with pytest.raises(SystemExit, match='Stopped after 0 episodes'):
+        run(tmp_path, 3, before=lambda trainer: setattr(trainer.stop_trigger, 'pressed', True))
+    assert same(run(tmp_path, 3), straight[1])
+
+
 def test_ctrl_c_in_the_last_episode_stops_before_the_final_test(tmp_path, straight, capfd):
     with pytest.raises(SystemExit, match='Stopped after 9 episodes'):
         run(tmp_path, 3, stop_at=9)

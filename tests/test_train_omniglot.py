@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from small_runs import ROOT, rows, same
-from small_scripts import SMALL, STROKES, call, refusal, save_strokes, train
+from small_scripts import SMALL, STROKES, TEXTURES, call, refusal, save_strokes, train
 
 import data
 import train_omniglot
@@ -46,6 +46,7 @@ def test_it_runs_anywhere_as_a_program_and_says_that_it_is_not_omniglot(tmp_path
          '--n_outputs_test', '5,8', '--out', 'here'], capture_output=True, text=True, cwd=str(tmp_path), env=offline)
     assert done.returncode == 0, done.stderr
     assert 'NOT OMNIGLOT' in done.stderr
+    assert '\r' not in done.stderr + done.stdout  # no progress bars
     lines = done.stdout.splitlines()
     assert len(lines) == 5 and all('synthetic' in line for line in lines)
     assert 'the paper has no such number' in lines[1] and '8-way 1-shot' in lines[2]
@@ -69,6 +70,17 @@ def test_evaluate_repeats_the_final_test(script, capsys):
     assert last[:2] + average[:2] == printed.splitlines()[-4:]
     assert '7-way 1-shot' in last[2] and '7-way 1-shot' in average[2]
     assert sorted(os.listdir('here')) == before
+
+
+def test_data_of_ones_own_may_have_another_size_and_be_in_colour(script, monkeypatch, capsys):
+    monkeypatch.setattr(data, 'omniglot', lambda *args: (dict(TEXTURES[:12]), dict(TEXTURES[12:]), 'own data (mine)'))
+    train(script, '--rotations=classes')
+    assert 'trained 5-way, on own data (mine), 5-way 1-shot' in capsys.readouterr().out
+    call(script, '--evaluate=here/model.npz', '--n_queries_test=2', '--n_final_episodes=3')
+    monkeypatch.setattr(data, 'omniglot', lambda *args: (dict(STROKES[:18]), dict(STROKES[18:]), 'synthetic strokes'))
+    assert refusal(script, '--evaluate=here/model.npz', '--input_path=folder') == (
+        'error: the model to evaluate was trained on images of size 32 with 3 channels, those in folder are of size 28 '
+        'with 1: give others (input_path)')
 
 
 def test_evaluate_refuses_what_the_model_was_not_trained_with(script, trained):
