@@ -90,7 +90,7 @@ class Average(training.Extension):
     """
 
     trigger = 1, 'iteration'
-    priority = training.PRIORITY_EDITOR  # before tests and logs
+    priority = training.PRIORITY_WRITER + 1  # before the tests of an epoch
     default_name = 'average'
 
     def __init__(self, model, decay):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from small_runs import Classifier, rows, same, sampler
 
+import beyond
 import data
 from experiment import evaluation, results
 from experiment.checkpoints import Snapshot
@@ -145,3 +146,16 @@ def test_a_result_is_kept_before_it_is_printed(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         final_test(Classifier(), {3: sampler()}, 2, 'MetaNet', {}, functools.partial(write_results, str(tmp_path), 30))
     assert len(kept(tmp_path)) == 1
+
+
+def test_the_average_is_tested_with_the_update_that_ends_the_epoch(tmp_path, monkeypatch):
+    model = Classifier()
+    optimizer = chainer.optimizers.Adam().setup(model)
+    average = beyond.Average(model, 0.9)
+    counts = []
+    monkeypatch.setattr(evaluation, 'test', lambda *args: counts.append(average.n_updates) or np.zeros((1, 2)))
+    trainer = training.Trainer(EpisodeUpdater(model, optimizer, sampler(), 3), Epochs(1), str(tmp_path))
+    trainer.extend(average)
+    trainer.extend(Tasks(model, {'test/3-way': sampler(1)}, 1, average=average.model))
+    trainer.run()
+    assert counts == [3, 3]
