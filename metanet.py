@@ -329,9 +329,13 @@ class MetaNet(chainer.Chain):
             if task_level:
                 self.d_conv = TaskLearner(n_units, defer=True)
                 self.d_fc = TaskLearner(n_units)
+        self.add_ways(ways)
+
+    def add_ways(self, ways):
+        """Adds to both networks the softmax layers that they lack for these numbers of classes."""
         for way in dict.fromkeys(ways):  # in their order: initial weights of the first don't depend on the others
-            base.add_way(way)
-            embed.add_way(way)
+            self.base.add_way(way)
+            self.embed.add_way(way)
 
     def forward(self, support_x, support_y, query_x):
         """Algorithm 1: class scores of the query examples, from the support set alone.

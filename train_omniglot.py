@@ -242,9 +242,7 @@ def load(path, ways, inserted_scale=0.1, weights=''):
     model, settings = load_model(path, lambda settings: build(settings, [settings['n_outputs_train']]), CHECKS, EARLIER,
                                  weights)
     settings.update(class_names(model, usual_classes(settings)))
-    for way in ways:
-        model.base.add_way(way)
-        model.embed.add_way(way)
+    model.add_ways(ways)
     model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
     return model, settings
 
