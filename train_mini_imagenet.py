@@ -42,7 +42,8 @@ n_outputs_train = 5  # way: classes of a training episode
 n_outputs_test = 5  # way of the dev and test episodes
 nb_samples_per_class = 1  # shot: support images a class, training
 nb_samples_per_class_test = 1  # shot: support images a class, dev and test
-n_queries = 15  # query images a class
+n_queries = 15  # query images a class, training
+n_queries_test = 15  # query images a class, dev and test
 # training
 n_epoch = 20  # epochs to train
 n_episodes = 500  # training episodes of an epoch
@@ -69,6 +70,7 @@ average_decay = 0.999  # extension: the averaged weights, kept beside the traine
 CHECKS = {
     **COMMON,
     'n_outputs_test': whole(2, 10 ** 5),
+    'n_queries_test': whole(1),
     'n_dev_episodes': whole(1),
     'n_test_episodes': whole(2),
     'model': one_of('partial', 'partial, u'),
@@ -78,9 +80,9 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 3, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0}
+EARLIER = {'channels': 3, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0, 'n_queries_test': 15}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
-TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries', 'n_test_episodes',
+TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_test_episodes',
                  'inserted_scale')
 # The paper's sizes of a model. Others are named in results, and not compared with the paper's.
 SIZES = {'n_filters': 32, 'n_slow': 3, 'n_steps': 10}
@@ -110,9 +112,9 @@ def train_model(settings):
         check_folder(out)
         device = use_device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
-        sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, device.xp)
-        dev_sampler = task_sampler(dev_classes, 1, n_outputs_test, nb_samples_per_class_test, device.xp)
-        test_sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)
+        sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, n_queries, device.xp)
+        tested = n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp
+        dev_sampler, test_sampler = task_sampler(dev_classes, 1, *tested), task_sampler(test_classes, 2, *tested)
         channels, image_size = data.image_shape(train_classes)
         settings = dict(settings, data=source, channels=channels, image_size=image_size)
 
@@ -171,7 +173,7 @@ def evaluate_model(settings, given):
         device = use_device(gpu)
         _, _, test_classes, source = data.mini_imagenet(input_path)
         refuse_images(trained, data.image_shape(test_classes), input_path)
-        sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, device.xp)
+        sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp)
     start = sampler.get_state()
     for weights in trained['all_weights']:
         metanet, trained = load(evaluate, [n_outputs_test], inserted_scale, weights)
@@ -182,9 +184,9 @@ def evaluate_model(settings, given):
         report(trained, source, sampler, result)
 
 
-def task_sampler(classes, kind, way, shot, xp):
+def task_sampler(classes, kind, way, shot, n_query, xp):
     """`data.EpisodeSampler`; another `kind`, other episodes."""
-    return data.EpisodeSampler(classes, way, shot, n_queries, seed=(seed, kind), xp=xp)
+    return data.EpisodeSampler(classes, way, shot, n_query, seed=(seed, kind), xp=xp)
 
 
 def report(trained, source, sampler, result, keep=None):

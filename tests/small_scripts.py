@@ -12,7 +12,7 @@ SMALL = {
     'train_omniglot': ['--n_epoch=1', '--n_episodes=1', '--n_test_episodes=1', '--n_final_episodes=3',
                        '--n_queries=2', '--n_queries_test=2', '--n_filters=4', '--out=here'],
     'train_mini_imagenet': ['--n_epoch=1', '--n_episodes=1', '--n_dev_episodes=2', '--n_test_episodes=2',
-                            '--n_queries=2', '--n_filters=4', '--out=here'],
+                            '--n_queries=3', '--n_queries_test=2', '--n_filters=4', '--out=here'],
 }
 
 

@@ -32,7 +32,8 @@ def test_the_best_models_test_is_the_result(script, capsys, model, centred, name
         its_name = name.replace(model, f'{model}, 4 filters, {weights}')
         assert f'MetaNet ({its_name}) trained 6-way, on own data (images), 5-way 1-shot' in line
         # The only epoch's model is the best: its test is repeated.
-        call(script, '--evaluate', f'here/{best}.npz', '--n_test_episodes=2', '--n_queries=2', '--input_path=images')
+        call(script, '--evaluate', f'here/{best}.npz', '--n_test_episodes=2', '--n_queries_test=2',
+             '--input_path=images')
         assert capsys.readouterr().out.splitlines() == [line]
 
 
