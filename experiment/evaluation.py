@@ -6,6 +6,7 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from experiment.checkpoints import save_models
+from ops.blocks import one_blas_thread
 from ops.compat import chainer, training
 
 
@@ -26,7 +27,8 @@ def test(model, sampler, n_episodes, progress=None):
     reporter.add_observer('test', model)
     for _ in tqdm(range(n_episodes), progress, leave=False, disable=True if progress is None else None):
         observation = {}
-        with chainer.no_backprop_mode(), chainer.using_config('train', False), reporter.scope(observation):
+        with one_blas_thread(), chainer.no_backprop_mode(), chainer.using_config('train', False), (
+                reporter.scope(observation)):
             model.loss(sampler.sample())
         results.append([float(observation[f'test/{name}'].array) for name in ('loss', 'accuracy')])
     return np.array(results)

@@ -6,6 +6,7 @@ import time
 
 from experiment.checkpoints import resume
 from experiment.console import fail, is_terminal, plain_errors, say, write_error
+from ops.blocks import one_blas_thread
 from ops.compat import chainer, extensions, training
 
 
@@ -61,10 +62,10 @@ class EpisodeUpdater(training.Updater):
         self.model.cleargrads()
         for _ in range(self.n_averaged):
             observation = {}
-            with chainer.report_scope(observation):
+            with one_blas_thread(), chainer.report_scope(observation):
                 loss = self.model.loss(self.sampler.sample())
+                (loss / self.n_averaged).backward()
             summary.add(observation)
-            (loss / self.n_averaged).backward()
         self.optimizer.update()
         self.iteration += self.n_averaged
         xp = self.model.xp

@@ -5,6 +5,7 @@ blocks are dealt out in *parts*, runs of consecutive blocks; each part adds up i
 parts are added in their order. Both depend on the shapes alone, so no result depends on the number of threads. (A
 *chunk*, in `meta_learners`, is a piece of a block for one matrix product.) On a GPU all is one block.
 """
+import contextlib
 import math
 import os
 import threading
@@ -22,8 +23,16 @@ PARTS = 16
 # The cores this process may use.
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
-_blas = ThreadpoolController()
+_blas = ThreadpoolController().select(user_api='blas')
+_libraries = _blas.lib_controllers
 _pool = ThreadPoolExecutor()
+
+
+def one_blas_thread():
+    """Keeps BLAS to one thread within a `with`. To ask for it again in there costs next to nothing."""
+    if all(library.num_threads == 1 for library in _libraries):
+        return contextlib.nullcontext()
+    return _blas.limit(limits=1)
 
 
 def in_parts(work, blocks, xp):
@@ -41,7 +50,7 @@ def in_parts(work, blocks, xp):
             results[i] = work(run)
 
     # The threads already fill the cores: BLAS must not start threads of its own in each of them.
-    with _blas.limit(limits=1, user_api='blas'):
+    with one_blas_thread():
         helpers = [_pool.submit(take) for _ in range(threads - 1)]
         take()
         for helper in helpers:

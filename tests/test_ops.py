@@ -352,6 +352,11 @@ def test_blas_threads_are_restored():
         with pytest.raises(ZeroDivisionError):
             ops.blocks.in_parts(lambda blocks: 1 / 0, [(0, 1), (1, 2)], np)
         assert blas() == before
+        with ops.blocks.one_blas_thread():
+            with ops.blocks.one_blas_thread():
+                assert set(blas()) == {1}
+            assert set(blas()) == {1}
+        assert blas() == before
 
 
 @pytest.mark.skipif(not n_gpus(), reason='needs CuPy and a GPU')
