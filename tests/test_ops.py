@@ -207,7 +207,7 @@ def test_max_pooling_numerically():
 
 
 def normalized(module, train, averages):
-    """`normalized_relu` of x, gamma and beta, with running averages that go on in `averages`."""
+    """`normalized_pooling` of x, gamma and beta, with running averages that go on in `averages`."""
     def function(x, gamma, beta):
         bn = chainer.links.BatchNormalization(len(gamma), dtype=x.dtype)
         # Variables in the place of parameters: gradients then reach the arguments.
@@ -216,7 +216,7 @@ def normalized(module, train, averages):
         bn.avg_mean[...], bn.avg_var[...] = 0.3, 1.5
         bn.to_device(chainer.backend.get_device_from_array(chainer.as_array(x)))
         with chainer.using_config('train', train):
-            y = module.normalized_relu(x, bn)
+            y = module.normalized_pooling(x, bn)
         averages[module.__name__] = bn.avg_mean, bn.avg_var
         return y
     return function
@@ -224,9 +224,12 @@ def normalized(module, train, averages):
 
 @pytest.mark.parametrize('shape', [(4, 3, 5, 6), (1, 2, 1, 3), (9, 32, 40, 40)])
 @pytest.mark.parametrize('train', [True, False])
-def test_normalized_relu(shape, train):
+@pytest.mark.parametrize('scale', [None, 0, 1e-3])
+def test_normalized_pooling(shape, train, scale):
     averages = {}
     arrays = [3 + 2 * draw(*shape), draw(shape[1], seed=1), draw(shape[1], seed=2)]
+    if scale is not None:
+        arrays[1][0] = scale
     function, expected = (normalized(module, train, averages) for module in (ops, reference))
     assert_same(function, expected, arrays)
     for ours, chainers in zip(averages['ops'], averages['reference']):
@@ -235,9 +238,9 @@ def test_normalized_relu(shape, train):
 
 
 @pytest.mark.parametrize('train', [True, False])
-def test_normalized_relu_numerically(train):
+def test_normalized_pooling_numerically(train):
     arrays = [draw(3, 2, 4, 3), 1 + abs(draw(2)), draw(2, seed=1)]
-    gradient_check.check_backward(normalized(ops, train, {}), arrays, draw(3, 2, 4, 3, seed=2), dtype=np.float64,
+    gradient_check.check_backward(normalized(ops, train, {}), arrays, draw(3, 2, 2, 2, seed=2), dtype=np.float64,
                                   atol=1e-6, rtol=1e-5, eps=1e-6)
 
 
@@ -321,7 +324,7 @@ CALLS = {
     'linear': (products(ops, 'linear', relu=True), LINEARS['many blocks'][0]),
     'max_pooling': (ops.max_pooling, [(50, 16, 28, 28)]),
     'mixture': (lambda weights, *values: ops.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
-    'normalized_relu': (normalized(ops, True, {}), [(50, 16, 28, 28), (16,), (16,)]),
+    'normalized_pooling': (normalized(ops, True, {}), [(50, 16, 28, 28), (16,), (16,)]),
     'mlp': (sequences(ops, 'mlp', [draw(2, 50000, dtype=np.float32)]), MLP),
     'lstm': (sequences(ops, 'lstm', [draw(3, 20000, dtype=np.float32)]), LSTM),
 }
