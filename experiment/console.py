@@ -1,5 +1,6 @@
 """How a script speaks and ends: in sentences that its terminal can show, without tracebacks."""
 import contextlib
+import ctypes
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ def run(main):
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _limit_memory()
+    keep_memory()
     try:
         try:
             with plain_errors(MemoryError):
@@ -50,6 +52,14 @@ def _limit_memory():
             amounts = dict(re.findall(r'^(\w+): *(\d+) kB', file.read(), re.MULTILINE))
         available = 1024 * (int(amounts['MemAvailable']) + int(amounts['SwapFree']))
         resource.setrlimit(resource.RLIMIT_DATA, (available, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+def keep_memory():
+    """Lets arrays take the memory of earlier ones: glibc gives that of large ones back, and fresh pages cost time."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # on other systems there is no such thing
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: none of their own
+        mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: nor is the end given back
 
 
 def say(text, start=''):

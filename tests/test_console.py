@@ -1,4 +1,5 @@
 """How the scripts speak and end: errors, Ctrl-C, closed pipes, poor terminals."""
+import ctypes
 import io
 import os
 import subprocess
@@ -31,6 +32,25 @@ def test_errors_of_settings_data_and_memory_are_a_sentence(error, message):
             raise error
 
     assert ending(fail).startswith(message)
+
+
+def test_arrays_take_the_memory_of_earlier_ones():
+    resource = pytest.importorskip('resource')
+    if not hasattr(ctypes.CDLL(None), 'mallopt'):
+        pytest.skip('a C library without mallopt')
+    code = """if True:
+        import resource
+        import numpy as np
+        from experiment import console
+        console.run(lambda words: [np.ones(64 << 20, np.uint8) for _ in range(3)].clear())
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(9):
+            np.ones(64 << 20, np.uint8)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True,
+                          env=dict(os.environ, NUMPY_MADVISE_HUGEPAGE='0'))
+    pages = (64 << 20) // resource.getpagesize()
+    assert int(done.stdout) < pages
 
 
 def test_mistakes_in_code_are_not_hidden():

@@ -37,6 +37,7 @@ import metanet  # noqa: E402
 import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
 from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
+from experiment.console import keep_memory  # noqa: E402
 from ops.blocks import THREADS  # noqa: E402
 from ops.compat import chainer  # noqa: E402
 from ops.device import use  # noqa: E402
@@ -258,6 +259,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=3, help='turns each takes in a race')
     args = parser.parse_args()
     args.query = args.query or MODELS[args.model]['query']
+    keep_memory()  # as the training scripts do
     device = use(args.gpu)
     where = f'{THREADS} threads' if args.gpu < 0 else device.name
     print(f'{args.model} model, {args.way}-way {args.shot}-shot, {args.query} query images a class, {args.repeats} '
