@@ -116,8 +116,8 @@ class Report(training.Extension):
     def _print(self, row):
         names = [name[:-len('/accuracy')] for name in row if re.fullmatch('(average/)?(dev|test)/.*/accuracy', name)]
         tests = ', '.join(f'{name.replace("/", " ")} {row[name + "/loss"]:.3f} / {100 * row[name + "/accuracy"]:.1f} %'
-                          for name in names)
+                          for name in names) + '; ' * bool(names)
         # A terminal may hold Chainer's progress bar below the cursor; as its own reports do, this clears it away.
         say(f'epoch {row["epoch"]} ({row["iteration"]} episodes): training loss {row["main/loss"]:.3f} / accuracy '
-            f'{100 * row["main/accuracy"]:.1f} %; {tests}; {row["seconds"]:.2f} s an episode [{self.log.source}]',
+            f'{100 * row["main/accuracy"]:.1f} %; {tests}{row["seconds"]:.2f} s an episode [{self.log.source}]',
             start='\033[J' if is_terminal(sys.stdout) else '')
