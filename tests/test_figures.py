@@ -1,0 +1,114 @@
+"""figures/: the paper's figures, on invented characters and digits."""
+import csv
+
+import numpy as np
+import pytest
+from small_runs import ending
+from small_scripts import save_strokes, train
+
+import data
+from figures import figure4, figure5
+from ops.compat import chainer
+
+DIGITS = data.synthetic_digits(20)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where a figure runs, with characters in `characters`, and few digits for MNIST's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'characters').mkdir()
+    save_strokes(tmp_path / 'characters')
+    monkeypatch.setattr(data, 'mnist', lambda path: (DIGITS, DIGITS, 'few digits'))
+    return tmp_path
+
+
+def rows(path):
+    with open(path, encoding='utf-8', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def arrays(link):
+    return {name: param.array.copy() for name, param in link.namedparams()}
+
+
+# Figure 4 -------------------------------------------------------------------------------------------------------------
+
+FOUR = ['--input_path=characters', '--n_outputs_train=3', '--n_queries=2', '--n_units=4', '--n_permutations=2',
+        '--n_epoch_omniglot=1', '--n_epoch=2', '--n_episodes=2', '--n_test_episodes=5', '--out=here']
+
+
+def test_figure4_goes_on_and_ends_in_a_table(folder, capsys):
+    figure4.main(FOUR)
+    first = rows('here/figure4.csv')
+    assert [row['episodes'] for row in first] == ['0', '2', '4']
+    assert [row['change'] for row in first][0] == '0.0' and (folder / 'here' / 'figure4.png').stat().st_size > 1000
+    lines = capsys.readouterr().out.splitlines()
+    assert 'before MNIST' in lines[-3] and 'the paper +1.24 %' in lines[-2] and 'the paper -1.70 %' in lines[-1]
+    figure4.main(FOUR[:6] + ['--n_epoch=3'] + FOUR[7:])
+    longer = rows('here/figure4.csv')
+    assert longer[:3] == first and longer[3]['episodes'] == '6'
+
+
+def test_changes_are_those_of_the_same_episodes(folder):
+    """Where the meta learner stays, nothing changes."""
+    figure4.main(FOUR + ['--alpha=1e-30'])
+    assert [(row['change'], row['interval']) for row in rows('here/figure4.csv')[1:]] == [('0.0', '0.0')] * 2
+
+
+def test_figure4_refuses_the_folder_of_another_run(folder):
+    figure4.main(FOUR)
+    assert 'n_units (4 there, 5 now)' in ending(figure4.main, FOUR + ['--n_units=5'])
+
+
+def test_only_the_meta_learner_is_carried_over(monkeypatch):
+    monkeypatch.setattr(figure4, 'n_units', 4)
+    source, target = figure4.build(9, 0), figure4.build(9, 1)
+    own, other = arrays(target), arrays(source)
+    assert all((own[name] != other[name]).any() for name in own)
+    figure4.carry(source, target)
+    for name, value in arrays(target).items():
+        meta = name.split('/')[1] in ('m_conv', 'm_fc', 'd_conv', 'd_fc')
+        np.testing.assert_array_equal(value, (other if meta else own)[name])
+
+
+def test_a_permuted_class_has_its_pixels_in_one_order():
+    order = np.random.RandomState(0).permutation(28 * 28)
+    images = figure4.Permuted(DIGITS['3'], order)
+    some = images[np.array([4, 0])]
+    assert some.dtype == np.uint8 and len(images) == 20
+    np.testing.assert_array_equal(some.reshape(2, -1), DIGITS['3'][[4, 0]].reshape(2, -1)[:, order])
+
+
+def test_kept_slow_weights_stay(monkeypatch):
+    monkeypatch.setattr(figure4, 'n_units', 4)
+    trained, kept = (figure4.build(28 * 28, number) for number in range(2))
+    sampler = data.EpisodeSampler(DIGITS, 5, 1, 2)
+    before = arrays(kept)
+    retention = figure4.Retention(trained, kept, sampler, 3)
+    with chainer.Reporter():
+        retention(None)
+    changed = {name for name, value in arrays(kept).items() if (value != before[name]).any()}
+    assert changed and not any(name.startswith(('/base', '/embed')) for name in changed)
+
+
+# Figure 5 -------------------------------------------------------------------------------------------------------------
+
+
+def test_figure5_tests_every_model_and_its_average(folder, capsys):
+    train('train_omniglot', '--input_path=characters')
+    train('train_omniglot', '--input_path=characters', '--variant=MetaNet-', '--average_decay=0', '--out=minus')
+    capsys.readouterr()
+    figure5.main(['--models=here/model.npz, minus/model.npz', '--n_test_episodes=3', '--n_queries=2', '--out=five'])
+    lines = capsys.readouterr().out.splitlines()
+    table = rows('five/figure5.csv')
+    assert [row['model'] for row in table] == [line.rsplit(', 10-way 1-shot', 1)[0] for line in lines]
+    for row, name in zip(table, ('MetaNet (4 filters, last iterate)', 'MetaNet (4 filters, averaged weights)',
+                                 'MetaNet- (4 filters)')):
+        assert row['model'].startswith(f'{name} trained 5-way, on own data (characters), tested on few digits')
+    assert (folder / 'five' / 'figure5.png').stat().st_size > 1000
+
+
+def test_figure5_needs_models_of_characters(folder):
+    assert 'none.npz' in ending(figure5.main, ['--models=none.npz'])
+    assert 'models = ' in ending(figure5.main, ['--models=a.npz,'])
