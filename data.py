@@ -4,6 +4,7 @@ A data set is a plain dict {class name: uint8 array of images}; the images of a 
 or (n_images, H, W, 3) in colour, and 255 means full ink or full brightness. `save_classes` writes one's own to a file.
 """
 
+import importlib
 import typing
 
 import numpy as np
@@ -107,22 +108,39 @@ class EpisodeSampler:
     def sample(self):
         """Draw an Episode."""
         support, query = [], []
-        for i in self._rng.permutation(len(self._classes))[:self.way]:
-            images = self._classes[i]
-            images = images[self._rng.permutation(len(images))[:self.shot + self.n_query]]
-            if self.rotate:
-                images = np.rot90(images, self._rng.randint(4), axes=(1, 2))
+        picks, support_order, query_order = self._draw()
+        for i, chosen, turns in picks:
+            images = np.rot90(self._classes[i][chosen], turns, axes=(1, 2))
             support.append(images[:self.shot])
             query.append(images[self.shot:])
-        return Episode(*self._shuffle(support), *self._shuffle(query))
+        return Episode(*self._shuffle(support, support_order), *self._shuffle(query, query_order))
 
-    def _shuffle(self, images):
-        """Images by label, a list of `way` uint8 arrays, to a shuffled batch (x, y)."""
-        order = self._rng.permutation(sum(map(len, images)))
+    def skip(self, n_episodes):
+        """Go on as if so many episodes had been drawn, without making them."""
+        for _ in range(n_episodes):
+            self._draw()
+
+    def _draw(self):
+        """All random numbers of an episode: (class, its images, quarter turns) of each label, and two orders."""
+        picks = []
+        for i in self._rng.permutation(len(self._classes))[:self.way]:
+            chosen = self._rng.permutation(len(self._classes[i]))[:self.shot + self.n_query]
+            picks.append((i, chosen, self._rng.randint(4) if self.rotate else 0))
+        return picks, self._rng.permutation(self.way * self.shot), self._rng.permutation(self.way * self.n_query)
+
+    def _shuffle(self, images, order):
+        """Images by label, a list of `way` uint8 arrays, to a batch (x, y) in that order."""
         x = np.concatenate(images)[order]
         x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)
         y = np.repeat(np.arange(self.way, dtype=np.int32), len(images[0]))[order]
         return self.xp.asarray(np.divide(x, 255, dtype=np.float32, order='C')), self.xp.asarray(y)
+
+    def __getstate__(self):
+        # Modules are not pickled, but their names.
+        return dict(vars(self), xp=self.xp.__name__)
+
+    def __setstate__(self, state):
+        vars(self).update(state, xp=importlib.import_module(state['xp']))
 
     def get_state(self):
         """The state of the random generator.

@@ -6,12 +6,15 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from experiment.checkpoints import save_models
+from experiment.processes import shared, worth
 from ops.blocks import one_blas_thread
 from ops.compat import chainer, training
 
+WATCHED = 10  # test episodes of an epoch in which a model's layers are looked at
+
 
 def test(model, sampler, n_episodes, progress=None):
-    """Tests the model, without learning.
+    """Tests the model, without learning; many episodes on all cores of a CPU.
 
     Args:
         model: a link whose `loss(episode)` reports `loss` and `accuracy`.
@@ -22,16 +25,31 @@ def test(model, sampler, n_episodes, progress=None):
     Returns:
         float array (n_episodes, 2): mean loss and accuracy (0 to 1) of each episode's query set.
     """
+    results, n_processes = None, worth(model, n_episodes)
+    with tqdm(total=n_episodes, desc=progress, leave=False, disable=True if progress is None else None) as bar:
+        if n_processes > 1:
+            results = shared(_test, model, sampler, n_episodes, n_processes, bar.update)
+        if results is None:
+            bar.reset()
+            results = []
+            for _ in range(n_episodes):
+                results += _test(model, sampler, 1)
+                bar.update()
+    return np.array(results)
+
+
+def _test(model, sampler, n_episodes):
+    """Results of the next episodes, a list of [loss, accuracy]."""
     results = []
     reporter = chainer.Reporter()
     reporter.add_observer('test', model)
-    for _ in tqdm(range(n_episodes), progress, leave=False, disable=True if progress is None else None):
+    for _ in range(n_episodes):
         observation = {}
         with one_blas_thread(), chainer.no_backprop_mode(), chainer.using_config('train', False), (
                 reporter.scope(observation)):
             model.loss(sampler.sample())
         results.append([float(observation[f'test/{name}'].array) for name in ('loss', 'accuracy')])
-    return np.array(results)
+    return results
 
 
 def interval(values):
@@ -75,9 +93,9 @@ class Tasks(training.Extension):
         n_episodes: episodes of each sampler.
         same: whether each epoch has the same episodes.
         average: the averaged model, if there is one.
-        watch: function of the model that returns a context manager, within which it is tested; that yields a dict
-            {layer: list of the shares of its fast activations that are above 0}. A layer with none learns and adapts
-            through its slow weights alone.
+        watch: function of the model that returns a context manager, within which it is tested on the first 10
+            episodes; that yields a dict {layer: list of the shares of its fast activations that are above 0}. A layer
+            with none learns and adapts through its slow weights alone.
     """
 
     trigger = 1, 'epoch'
@@ -94,17 +112,27 @@ class Tasks(training.Extension):
 
     def __call__(self, trainer):
         starts = {name: self.start.get(name, sampler.get_state()) for name, sampler in self.samplers.items()}
+        n_watched = min(WATCHED, self.n_episodes)
+        first = {}
         with self.watch(self.model) as alive:
-            self._test(self.model, starts)
+            for name, sampler in self.samplers.items():
+                sampler.set_state(starts[name])
+                first[name] = test(self.model, sampler, n_watched)
+        for name, sampler in self.samplers.items():  # which is where its first episodes ended
+            results = [first[name]]
+            if self.n_episodes > n_watched:
+                results.append(test(self.model, sampler, self.n_episodes - n_watched))
+            self._report(name, np.concatenate(results))
         if self.average is not None:
-            self._test(self.average, starts, 'average/')
+            for name, sampler in self.samplers.items():
+                sampler.set_state(starts[name])
+                self._report(f'average/{name}', test(self.average, sampler, self.n_episodes))
         chainer.report({f'alive/{layer}': np.mean(shares) for layer, shares in alive.items() if shares})
 
-    def _test(self, model, starts, prefix=''):
-        for name, sampler in self.samplers.items():
-            sampler.set_state(starts[name])
-            loss, accuracy = test(model, sampler, self.n_episodes).mean(axis=0)
-            chainer.report({f'{prefix}{name}/loss': loss, f'{prefix}{name}/accuracy': accuracy})
+    @staticmethod
+    def _report(name, results):
+        loss, accuracy = results.mean(axis=0)
+        chainer.report({f'{name}/loss': loss, f'{name}/accuracy': accuracy})
 
     def serialize(self, serializer):
         for name, sampler in self.samplers.items():

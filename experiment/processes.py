@@ -1,0 +1,73 @@
+"""A test shared out among processes: each takes some episodes at a time, and results are those of one process."""
+import concurrent.futures
+import multiprocessing
+import pickle
+import signal
+
+import ops.blocks
+from experiment.console import warn
+from ops.compat import cuda
+
+LEAST = 100  # episodes that are worth a process, which takes seconds to start
+AT_A_TIME = 10  # episodes
+
+_work = None  # of a process: function, model, sampler
+
+
+def worth(model, n_episodes):
+    """How many processes a test of a model on so many episodes is worth; on a GPU one."""
+    return 1 if model.xp is cuda.cupy else max(1, min(ops.blocks.THREADS, n_episodes // LEAST))
+
+
+def shared(function, model, sampler, n_episodes, n_processes, done):
+    """What `function` returns for all episodes, computed by several processes.
+
+    Args:
+        function: of model, sampler and a number of episodes, that returns a list; one that a module has.
+        model: a link on the CPU.
+        sampler: `data.EpisodeSampler`; in the end it is where it would be if it had drawn them.
+        n_episodes: how many to draw.
+        n_processes: how many processes.
+        done: function that is told how many more episodes are done.
+
+    Returns:
+        The lists of all episodes in their order, as one; None where it cannot be shared out: a process died, or the
+        model's classes cannot be handed to another one. The sampler is then as before.
+    """
+    start = sampler.get_state()
+    parts = []
+    for first in range(0, n_episodes, AT_A_TIME):
+        parts.append((sampler.get_state(), min(AT_A_TIME, n_episodes - first)))
+        sampler.skip(parts[-1][1])
+    try:
+        work = pickle.dumps((function, model, sampler))
+        threads = max(1, ops.blocks.THREADS // n_processes)
+        # Spawned, not forked: BLAS's threads don't survive a fork.
+        with concurrent.futures.ProcessPoolExecutor(n_processes, multiprocessing.get_context('spawn'), _begin,
+                                                    (work, threads)) as pool:
+            futures = [pool.submit(_do, *part) for part in parts]
+            try:
+                for future in concurrent.futures.as_completed(futures):
+                    done(len(future.result()))
+                return [result for future in futures for result in future.result()]
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    except (pickle.PicklingError, AttributeError, TypeError,
+            concurrent.futures.BrokenExecutor) as error:
+        warn(f'the test goes on in one process, for it cannot be shared out ({error or type(error).__name__})')
+        sampler.set_state(start)
+        return None
+
+
+def _begin(work, threads):
+    global _work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that shares out
+    ops.blocks.THREADS = threads
+    _work = pickle.loads(work)
+
+
+def _do(state, n_episodes):
+    function, model, sampler = _work
+    sampler.set_state(state)
+    return function(model, sampler, n_episodes)

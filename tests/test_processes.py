@@ -1,0 +1,90 @@
+"""Tests shared out among processes."""
+import functools
+import os
+
+import numpy as np
+import pytest
+from small_runs import Classifier, sampler
+
+import data
+import ops.blocks
+from experiment import processes
+from experiment.evaluation import test as run_test
+
+
+class Deadly(Classifier):
+    """Ends every process but the one that it was made in."""
+
+    def __init__(self):
+        super().__init__()
+        self.home = os.getpid()
+
+    def loss(self, episode):
+        if os.getpid() != self.home:
+            os._exit(1)
+        return super().loss(episode)
+
+
+@pytest.fixture
+def shares(monkeypatch):
+    """Few episodes at a time on two processes; what becomes of `shared`."""
+    monkeypatch.setattr(processes, 'LEAST', 3)
+    monkeypatch.setattr(processes, 'AT_A_TIME', 2)
+    monkeypatch.setattr(ops.blocks, 'THREADS', 2)
+    results = []
+
+    @functools.wraps(processes.shared)
+    def shared(*args):
+        results.append(processes_shared(*args))
+        return results[-1]
+
+    processes_shared = processes.shared
+    monkeypatch.setattr('experiment.evaluation.shared', shared)
+    return results
+
+
+def alone(model, n_episodes):
+    tests = sampler()
+    return [run_test(model, tests, 1)[0] for _ in range(n_episodes)], tests.get_state()
+
+
+def test_results_are_those_of_one_process(shares):
+    model, tests = Classifier(), sampler()
+    expected, state = alone(model, 7)
+    assert not shares
+    np.testing.assert_array_equal(run_test(model, tests, 7), expected)
+    assert len(shares) == 1 and len(shares[0]) == 7
+    np.testing.assert_array_equal(tests.get_state(), state)
+
+
+def test_where_a_process_dies_one_goes_on_alone(shares, capsys):
+    model, tests = Deadly(), sampler()
+    expected, state = alone(model, 7)
+    np.testing.assert_array_equal(run_test(model, tests, 7), expected)
+    assert shares == [None] and 'the test goes on in one process' in capsys.readouterr().err
+    np.testing.assert_array_equal(tests.get_state(), state)
+
+
+def test_a_model_that_cannot_be_handed_on_is_tested_here(shares):
+    model = Classifier()
+    model.function = lambda x: x
+    expected, _ = alone(model, 7)
+    np.testing.assert_array_equal(run_test(model, sampler(), 7), expected)
+    assert shares == [None]
+
+
+def test_short_tests_are_not_shared_out(shares):
+    run_test(Classifier(), sampler(), 5)
+    assert not shares
+    assert processes.worth(Classifier(), 5) == 1 and processes.worth(Classifier(), 100) == 2
+
+
+@pytest.mark.parametrize('rotate', [False, True])
+def test_skipped_episodes_are_those_drawn(rotate):
+    classes = data.synthetic_strokes(6)
+    drawn, skipped = (data.EpisodeSampler(classes, 3, 2, 2, rotate, seed=1) for _ in range(2))
+    for _ in range(3):
+        drawn.sample()
+    skipped.skip(3)
+    for one, other in zip(drawn.sample(), skipped.sample()):
+        np.testing.assert_array_equal(one, other)
