@@ -1,11 +1,15 @@
 """Results: what was trained and tested, the final test of each way, and the file that keeps them."""
 import csv
 import os
+import weakref
 
 from experiment.checkpoints import WEIGHTS
 from experiment.console import say, warn
 from experiment.evaluation import interval, pixel_accuracy, test
 from sources.files import replacing
+
+# {sampler: {(episodes, state): accuracy of the nearest neighbour on pixels}}: a run's models are tested on the same.
+_pixels = weakref.WeakKeyDictionary()
 
 
 def is_papers(settings, usual, sizes):
@@ -87,7 +91,11 @@ def report_result(label, sampler, n_episodes, result, paper, keep=None):
         paper: the paper's accuracy in %, or None.
         keep: as of `final_test`.
     """
-    pixels = interval(100 * pixel_accuracy(sampler, n_episodes))
+    known = _pixels.setdefault(sampler, {})
+    key = n_episodes, sampler.get_state().tobytes()
+    if key not in known:
+        known[key] = interval(100 * pixel_accuracy(sampler, n_episodes))
+    pixels = known[key]
     if keep:
         keep({'model': label, 'way': sampler.way, 'shot': sampler.shot, 'episodes': n_episodes,
               'accuracy': round(result[0], 2), 'interval': round(result[1], 2),

@@ -103,6 +103,21 @@ def test_final_test_writes_what_it_prints(tmp_path, capsys):
         float(row['accuracy']), float(row['interval'])) in line
 
 
+def test_pixels_are_compared_once_for_all_models_on_the_same_episodes(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(results, 'pixel_accuracy',
+                        lambda sampler, n: calls.append(n) or pixel_accuracy(sampler, n))
+    samplers = {3: sampler()}
+    for label in 'one', 'two':
+        final_test(Classifier(), samplers, 5, label, {})
+    final_test(Classifier(), samplers, 4, 'fewer', {})
+    samplers[3].skip(1)
+    final_test(Classifier(), samplers, 4, 'others', {})
+    assert calls == [5, 4, 4]
+    pixels = [line.split('pixels ')[1] for line in capsys.readouterr().out.splitlines()]
+    assert pixels[0] == pixels[1] and len(set(pixels)) == 3
+
+
 def test_another_test_keeps_the_results_of_earlier_ones(tmp_path):
     row = {'way': 5, 'episodes': 100, 'accuracy': 98.1, 'paper': None}
     for n_trained, episodes in ((10, 100), (10, 20), (10, 100), (30, 100)):
