@@ -7,7 +7,7 @@ from small_runs import ending
 from small_scripts import save_strokes, train
 
 import data
-from figures import figure4, figure5
+from figures import figure3, figure4, figure5
 from ops.compat import chainer
 
 DIGITS = data.synthetic_digits(20)
@@ -30,6 +30,40 @@ def rows(path):
 
 def arrays(link):
     return {name: param.array.copy() for name, param in link.namedparams()}
+
+
+# Figure 3 -------------------------------------------------------------------------------------------------------------
+
+THREE = ['--input_path=characters', '--n_queries=2', '--n_filters=4', '--n_filters_fixed=2,6', '--n_epoch=1',
+         '--n_episodes=2', '--n_test_episodes=3', '--out=here']
+
+
+def test_figure3_tests_all_base_learners_from_the_start_on(folder, capsys):
+    figure3.main(THREE)
+    first = rows('here/figure3.csv')
+    assert [(row['episodes'], row['filters']) for row in first] == [
+        (episodes, filters) for episodes in '02' for filters in '426']
+    assert (folder / 'here' / 'figure3.png').stat().st_size > 1000
+    assert [line.split(':')[0] for line in capsys.readouterr().out.splitlines()[-3:]] == [
+        '4 filters, trained', '2 filters, fixed', '6 filters, fixed']
+    figure3.main(THREE + ['--n_epoch=2'])
+    assert rows('here/figure3.csv')[:6] == first
+
+
+@pytest.mark.parametrize('initialisation', ['uniform', 'chainer'])
+def test_fixed_slow_weights_stay_and_all_else_is_the_trained_models(monkeypatch, initialisation):
+    for name, value in {'n_filters': 4, 'n_test_episodes': 3, 'initialisation_fixed': initialisation}.items():
+        monkeypatch.setattr(figure3, name, value)
+    model, other = (figure3.build({'channels': 1, 'image_size': 28}, filters, number)
+                    for number, filters in enumerate((4, 3)))
+    own = arrays(other)
+    largest = max(abs(value).max() for name, value in own.items() if name.startswith('/base/'))
+    assert (largest < 0.1) == (initialisation == 'uniform')
+    bases = figure3.OtherBases(model, {3: other}, data.EpisodeSampler(DIGITS, 5, 1, 2))
+    first, trained = bases.test(), arrays(model)
+    assert set(first) == {3, 4} and first == bases.test()
+    for name, value in arrays(other).items():
+        np.testing.assert_array_equal(value, (own if name.startswith('/base/') else trained)[name])
 
 
 # Figure 4 -------------------------------------------------------------------------------------------------------------

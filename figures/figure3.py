@@ -1,0 +1,195 @@
+"""Figure 3 of the paper: base learners with fixed random slow weights, fast ones from another's meta learner.
+
+    python figures/figure3.py
+    python figures/figure3.py --centred fc --seed 1 --out result/figure3_centred_seed1
+
+MetaNet is trained on Omniglot as always. Every 2,000 episodes it is tested on new characters, and so are base learners
+of 32 and of 128 filters in the place of its own. Nothing trains their slow weights, which stay as they were drawn. m
+works coordinate by coordinate, so it makes fast weights for layers of any size. The embedding is the trained one.
+
+The paper doesn't say how random slow weights are drawn: here as all of the paper's, uniform in [-0.1, 0.1), with an
+option for Chainer's own. Every constant below may be given on the command line; the same command goes on where it was
+stopped.
+"""
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from experiment import console  # noqa: E402
+
+if __name__ == '__main__':
+    console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
+
+import csv  # noqa: E402
+import functools  # noqa: E402
+
+import numpy as np  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+import data  # noqa: E402
+from beyond import CENTRED, CentredMetaNet  # noqa: E402
+from experiment.checkpoints import Snapshot, check_folder, claim  # noqa: E402
+from experiment.console import plain_errors, say  # noqa: E402
+from experiment.evaluation import interval, test  # noqa: E402
+from experiment.log import Log, Report  # noqa: E402
+from experiment.loop import Clipping, EpisodeUpdater, Epochs, train  # noqa: E402
+from experiment.settings import COMMON, as_tuple, configured, one_of, whole, wholes  # noqa: E402
+from metanet import CNN, MetaNet  # noqa: E402
+from ops.compat import chainer, training  # noqa: E402
+from ops.device import use as use_device  # noqa: E402
+from sources.files import replacing  # noqa: E402
+
+input_path = 'data/omniglot'  # folder of Omniglot, where it is kept
+out = 'result/figure3'  # folder for the training and the figure
+gpu = -1  # number of the CUDA device; -1 for the CPU
+seed = 0  # of initial weights, fixed weights and episodes
+n_outputs_train = 5  # way, in the tests, too
+n_queries = 10  # query images a class, in the tests, too
+n_filters = 64  # of each convolution of the model that is trained
+n_filters_fixed = 32, 128  # of each convolution of the base learners that nothing trains
+initialisation_fixed = 'uniform'  # of their slow weights; 'chainer': LeCun normal
+n_steps = 5  # T: task-level gradients that the support set is cut into
+centred = ''  # extension: 'fc', 'conv' or 'conv, fc' keeps these layers' fast activations alive, see the README
+n_epoch = 13  # epochs to train
+n_episodes = 2000  # training episodes of an epoch
+n_test_episodes = 400  # of each base learner, after every epoch, the same each time
+alpha = 1e-3  # Adam's learning rate
+clip = 10.0  # bound of the gradient's norm
+
+CHECKS = {name: COMMON[name] for name in ('input_path', 'out', 'gpu', 'seed', 'n_outputs_train', 'n_queries',
+                                          'n_filters', 'n_steps', 'n_epoch', 'n_episodes', 'alpha', 'clip')}
+CHECKS.update(n_filters_fixed=wholes(1, 1024), initialisation_fixed=one_of('uniform', 'chainer'),
+              centred=one_of('', *CENTRED), n_test_episodes=whole(2))
+
+
+class OtherBases(training.Extension):
+    """Tests the model, and with its embedding and meta learner other base learners, on the same episodes every epoch.
+
+    Reports `test/32 filters/loss`, `accuracy`, and `interval`, half the width of that's 95 % interval, and so on.
+
+    Args:
+        model: the `MetaNet` that is trained.
+        others: {number of filters: `MetaNet` with another base learner}.
+        sampler: `data.EpisodeSampler` of the tests.
+    """
+
+    trigger = 1, 'epoch'
+    priority = training.PRIORITY_WRITER
+    default_name = 'other_bases'
+
+    def __init__(self, model, others, sampler):
+        self.model = model
+        self.others = others
+        self.sampler = sampler
+        self.start = sampler.get_state()
+
+    def test(self):
+        """{number of filters: (mean loss, mean accuracy, half width)}"""
+        results = {}
+        for filters, model in {n_filters: self.model, **self.others}.items():
+            for part in self.model.children():
+                if part.name != 'base':
+                    model[part.name].copyparams(part)
+            self.sampler.set_state(self.start)
+            loss, accuracy = test(model, self.sampler, n_test_episodes, f'{filters} filters').T
+            results[filters] = (loss.mean(), *interval(accuracy))
+        return results
+
+    def __call__(self, trainer):
+        for filters, values in self.test().items():
+            chainer.report({f'test/{filters} filters/{name}': value
+                            for name, value in zip(('loss', 'accuracy', 'interval'), values)})
+
+
+def build(settings, filters, number=0):
+    """A model whose base learner has so many filters; another `number`, other initial weights."""
+    np.random.seed([seed, number])
+    sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size']}
+    metanet = functools.partial(CentredMetaNet, centred=centred) if centred else MetaNet
+    model = metanet(CNN(filters, **sizes), CNN(n_filters, activation=None, **sizes), [n_outputs_train], n_steps)
+    if not number:
+        model.initialize_uniform(seed)
+    elif initialisation_fixed == 'uniform':
+        model.initialize_uniform([seed, number])
+    return model
+
+
+def run(settings):
+    """The training with its tests, and the figure."""
+    with plain_errors():
+        check_folder(out)
+        device = use_device(gpu)
+        classes, new_classes, source = data.omniglot(input_path, 'previous')
+        sampler, test_sampler = (
+            data.EpisodeSampler(part, n_outputs_train, 1, n_queries, rotate=not i, seed=(seed, i), xp=device.xp)
+            for i, part in enumerate((classes, new_classes)))
+        channels, image_size = data.image_shape(classes)
+        settings = dict(settings, data=source, channels=channels, image_size=image_size)
+        model, *others = (build(settings, filters, number)
+                          for number, filters in enumerate((n_filters, *as_tuple(n_filters_fixed))))
+        for one in model, *others:
+            one.to_device(device)
+        optimizer = chainer.optimizers.Adam(alpha).setup(model)
+        optimizer.add_hook(Clipping(clip))
+        claim(out, settings, {})
+    trainer = training.Trainer(EpisodeUpdater(model, optimizer, sampler, n_episodes), Epochs(n_epoch), out)
+    bases = OtherBases(model, dict(zip(as_tuple(n_filters_fixed), others)), test_sampler)
+    untrained = bases.test()
+    log = Log(source)
+    for extension in bases, log, Snapshot(), Report(log):
+        trainer.extend(extension)
+    train(trainer)
+    with plain_errors():
+        report(untrained, log.log)
+
+
+def report(untrained, rows):
+    """Writes figure3.csv and figure3.png, and prints the last accuracies."""
+    path = os.path.join(out, 'figure3.csv')
+    points = [(0, filters, accuracy, half) for filters, (_, accuracy, half) in untrained.items()]
+    points += [(row['iteration'], filters, row[f'test/{filters} filters/accuracy'],
+                row[f'test/{filters} filters/interval']) for row in rows for filters in untrained]
+    with replacing(path, 'w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow(['episodes', 'filters', 'accuracy', 'interval', 'centred', 'seed'])
+        writer.writerows((episodes, filters, round(100 * accuracy, 2), round(100 * half, 2), centred, seed)
+                         for episodes, filters, accuracy, half in points)
+    draw([path], os.path.join(out, 'figure3.png'))
+    for episodes, filters, accuracy, half in points[-len(untrained):]:
+        kind = 'trained' if filters == n_filters else 'fixed'
+        say(f'{filters} filters, {kind}: {100 * accuracy:.2f} +- {100 * half:.2f} % on {n_test_episodes} test episodes '
+            f'after {episodes} episodes')
+
+
+def draw(paths, picture):
+    """Draws the accuracies over training, a line for each base learner and csv of a run."""
+    figure = Figure(figsize=(7, 4.5))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for path, style in zip(paths, ('-', '--', ':', '-.')):
+        with open(path, encoding='utf-8', newline='') as file:
+            rows = list(csv.DictReader(file))
+        for i, filters in enumerate(dict.fromkeys(row['filters'] for row in rows)):
+            chosen = [row for row in rows if row['filters'] == filters]
+            detail = f', centred: {chosen[0]["centred"]}' * bool(chosen[0]['centred'])
+            axes.errorbar([int(row['episodes']) for row in chosen], [float(row['accuracy']) for row in chosen],
+                          [float(row['interval']) for row in chosen], linestyle=style, color=f'C{i}', capsize=2,
+                          label=f'{filters} filters, {"fixed" if i else "trained"}{detail}, seed {chosen[0]["seed"]}')
+    axes.set(xlabel='training episodes', ylabel='accuracy (%)', ylim=(0, 100))
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    with replacing(picture) as file:
+        figure.savefig(file, dpi=110)
+
+
+def main(words=()):
+    """Runs as the constants above say, or `words`, such as ['--centred', 'fc']."""
+    with configured(globals(), words, CHECKS) as (settings, _):
+        run(settings)
+
+
+if __name__ == '__main__':
+    console.run(main)
