@@ -66,7 +66,7 @@ class _Products(chainer.FunctionNode):
         xp = cuda.get_array_module(x)
         shape = len(x), x[0, 0].size, weights[0].shape[-2]
         y = xp.empty(self.windows.pooled if self.windows else shape, x.dtype)
-        masked = self.relu and chainer.config.enable_backprop
+        masked = self.relu and (chainer.config.enable_backprop or xp is not numpy)
         self.alive = [xp.empty(shape, bool) if masked else None for _ in weights]
 
         def work(blocks):
@@ -82,6 +82,9 @@ class _Products(chainer.FunctionNode):
                         continue
                     product = scratch('product', out.shape, out) if i else out
                     self._product(patches, weight, product)
+                    if xp is not numpy and self.relu:
+                        kernels.rectify(product, out, alive, not i)
+                        continue
                     if alive is not None:
                         xp.greater(product, 0, out=alive[start:stop])
                     if self.relu:
@@ -103,7 +106,8 @@ class _Products(chainer.FunctionNode):
         xp = cuda.get_array_module(x)
         gy = grad_outputs[0].array.transpose(0, 2, 3, 1) if self.windows else self.to_rows(grad_outputs[0].array)
         gx = xp.empty((len(x), x[0, 0].size, x.shape[1]), x.dtype) if 0 in indexes else None
-        grouped = [xp.zeros(weight.shape, x.dtype) if i in indexes and weight.ndim == 3 else None
+        new = xp.zeros if xp is numpy else xp.empty  # on a GPU no block is left out
+        grouped = [new(weight.shape, x.dtype) if i in indexes and weight.ndim == 3 else None
                    for i, weight in enumerate(weights, 1)]
 
         def work(blocks):

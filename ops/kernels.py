@@ -44,6 +44,15 @@ def _unpool(g, place, h, w, c):
     return maps[:, :h, :w],
 
 
+def _rectify(product, before, first):
+    return numpy.clip(product, 0, numpy.inf) + (0 if first else before), product > 0
+
+
+def _preprocess(gradient, p):
+    magnitude = numpy.log(abs(gradient) + numpy.finfo(numpy.float32).eps) / p
+    return numpy.clip(magnitude, -1, numpy.inf), numpy.clip(gradient * numpy.exp(p), -1, 1)
+
+
 def _lstm_step(a, i, o, f, past, t):
     a, i, o, f = numpy.tanh(a), 1 + numpy.tanh(i), 1 + numpy.tanh(o), 1 + numpy.tanh(f) if t else f
     cell = (a * i + f * past if t else a * i) / 2
@@ -98,6 +107,17 @@ KERNELS = {
         int window = ((example * ((h + 1) / 2) + up / 2) * ((w + 1) / 2) + across / 2) * c + channel;
         y = place[window] == up % 2 * 2 + across % 2 ? g[window] : T(0);
         ''', _unpool),
+    # Comparisons that let nan through, as NumPy's clip does.
+    'rectify': Kernel('T product, T before, int32 first', 'T y, bool alive', '''
+        alive = product > 0;
+        T passed = product < 0 ? T(0) : product;
+        y = first ? passed : before + passed;
+        ''', _rectify),
+    'preprocess': Kernel('T gradient, int32 p', 'T magnitude, T sign', '''
+        T logarithm = log(fabs(gradient) + T(1.1920929e-07)) / T(p), large = gradient * exp(T(p));
+        magnitude = logarithm < T(-1) ? T(-1) : logarithm;
+        sign = large < T(-1) ? T(-1) : large > T(1) ? T(1) : large;
+        ''', _preprocess),
     # As `meta_learners` has it: sigmoids are doubled, and step 0 has no past.
     'lstm_step': Kernel('T a_in, T i_in, T o_in, T f_in, T past, int32 t',
                         'T a_gate, T i_gate, T o_gate, T f_gate, T cell, T tanh_cell, T hidden', '''
@@ -164,6 +184,16 @@ def pool(maps, y):
 def unpool(g, place, y):
     """The way back: g, of pooled maps, into y, of maps, where the maxima were; 0 elsewhere."""
     _run('unpool', cuda.cupy.ascontiguousarray(g), place, *y.shape[1:], y)
+
+
+def rectify(product, y, alive, first):
+    """Puts a product through a ReLU into y, or adds it there unless it is the first; `alive`: where it is above 0."""
+    _run('rectify', product, y, int(first), y, alive)
+
+
+def preprocess(gradient, p, magnitude, sign):
+    """The two channels of `ops.preprocess`, into arrays of the gradient's shape."""
+    _run('preprocess', gradient, p, magnitude, sign)
 
 
 def lstm_step(t, gates, past, cell, tanh_cell, hidden):

@@ -15,7 +15,8 @@ CHUNKS = 8
 class _Coordinatewise(chainer.FunctionNode):
     """The same small network for each coordinate of several `gradients` (t, p); the gradients themselves are constants.
 
-    Coordinates whose gradients are all zero, which dead activations leave behind, share one output, computed once.
+    Coordinates whose gradients are all zero, which dead activations leave behind, share one output, computed once; not
+    on a GPU.
     Nothing but the other coordinates is kept for the backward pass: a block's activations are cheaper to compute again
     in cache than to fetch from memory. Within a block, NumPy's calls work on several chunks of coordinates at once: the
     threads hold each other up between calls, so these are long, while each matrix product stays small enough for BLAS's
@@ -47,11 +48,14 @@ class _Coordinatewise(chainer.FunctionNode):
         xp = cuda.get_array_module(*inputs)
         # The first coordinate stands for all that are zero.
         whole = xp.concatenate([xp.zeros((len(gradients[0]), 1), gradients[0].dtype)] + list(gradients), axis=1)
-        live = whole.any(axis=0)
-        live[0] = True
-        self.live = xp.flatnonzero(live)
-        self.coordinates = whole.take(self.live, axis=1)
-        y = xp.empty(len(self.live), whole.dtype)
+        if xp is numpy:
+            live = whole.any(axis=0)
+            live[0] = True
+            self.live = xp.flatnonzero(live)
+            self.coordinates = whole.take(self.live, axis=1)
+        else:  # to count them would be to wait for the device
+            self.live, self.coordinates = slice(None), whole
+        y = xp.empty(self.coordinates.shape[1], whole.dtype)
 
         def work(blocks):
             for start, stop in blocks:
@@ -59,9 +63,11 @@ class _Coordinatewise(chainer.FunctionNode):
                 y[start:stop] = self.output(activations, parameters).ravel()
 
         in_parts(work, self._cut(), xp)
-        ys = xp.empty(whole.shape[1], y.dtype)
-        ys[...] = y[0]
-        ys[self.live] = y
+        ys = y
+        if xp is numpy:
+            ys = xp.empty(whole.shape[1], y.dtype)
+            ys[...] = y[0]
+            ys[self.live] = y
         self.edges = numpy.cumsum([1] + [array.shape[1] for array in gradients]).tolist()
         return tuple(ys[start:stop] for start, stop in zip(self.edges, self.edges[1:]))
 
@@ -73,8 +79,9 @@ class _Coordinatewise(chainer.FunctionNode):
             if g is not None:
                 gys[start:stop] = g.array
         gy = gys[self.live]
-        gys[self.live] = 0
-        gy[0] = gys.sum()
+        if xp is numpy:
+            gys[self.live] = 0
+            gy[0] = gys.sum()
 
         def work(blocks):
             sums = [xp.zeros_like(parameter) for parameter in parameters]
@@ -116,7 +123,7 @@ class _MLP(_Coordinatewise):
             if i:
                 relu_in_place(matmul(parameters[i - 1], layers[-1], layer[:, :-1]))
             else:
-                layer[:, :1], layer[:, 1:2] = preprocess(gradients[0])
+                preprocess(gradients[0], out=(layer[:, :1], layer[:, 1:2]))
             layer[:, -1] = 1
             layers.append(layer)
         return layers
@@ -178,7 +185,7 @@ class _LSTM(_Coordinatewise):
         (steps, chunks, _, width), units = gradients.shape, len(parameters[0]) // 4
         # Rows 0 and 1: the preprocessed gradient; row 2: 1 for the bias; from row 3: twice the hidden state before.
         inputs = scratch('inputs', (steps + 1, chunks, 3 + units, width), gradients)
-        inputs[:-1, :, :1], inputs[:-1, :, 1:2] = preprocess(gradients)
+        preprocess(gradients, out=(inputs[:-1, :, :1], inputs[:-1, :, 1:2]))
         inputs[:, :, 2] = 1
         kept = steps if keep else 1
         gates = scratch('gates', (kept, chunks, 4, units, width), gradients)

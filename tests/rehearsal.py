@@ -141,7 +141,7 @@ def test_training_resumes_to_the_last_bit(tmp_path):
         assert (array == other_array).all(), name
 
 
-@pytest.mark.parametrize('training, launches, synchronisations', [(True, 950, 8), (False, 450, 8)])
+@pytest.mark.parametrize('training, launches, synchronisations', [(True, 870, 6), (False, 400, 6)])
 def test_an_episode_stays_within_its_budget(training, launches, synchronisations):
     model, optimizer, sampler = trained(0)
     learn(model, optimizer, sampler)  # makes the optimizer's state

@@ -18,6 +18,8 @@ CASES = {
     'fold': [((9,) + MAPS,), (5, 7, 2, 3, 3, 3 * 5 * 7 * 2), [MAPS]],
     'pool': [(MAPS,), (5, 7, 2), [(3, 3, 4, 2), (3, 3, 4, 2)]],
     'unpool': [((3, 3, 4, 2), (3, 3, 4, 2)), (5, 7, 2), [MAPS]],
+    'rectify': [(MAPS, MAPS), (1,), [MAPS] * 2],
+    'preprocess': [(MAPS,), (7,), [MAPS] * 2],
     'lstm_step': [(MAPS,) * 5, (1,), [MAPS] * 7],
     'lstm_back': [(MAPS,) * 8, (1,), [MAPS] * 5],
 }
@@ -27,16 +29,22 @@ def arguments(name):
     """Inputs of a kernel, with ties for pooling, and its empty outputs."""
     shapes, sizes, outputs = CASES[name]
     random = np.random.RandomState(0)
-    types = [np.uint8 if 'uint8' in words else np.float32 for words in kernels.KERNELS[name].inputs.split(',')]
-    inputs = [random.randint(0, 4, shape).astype(kind) for shape, kind in zip(shapes, types)]
-    types = [np.uint8 if 'uint8' in words else np.float32 for words in kernels.KERNELS[name].outputs.split(',')]
-    return inputs, sizes, [np.empty(shape, kind) for shape, kind in zip(outputs, types)]
+    inputs = [random.randint(0 if kind == np.uint8 else -3, 4, shape).astype(kind)
+              for shape, kind in zip(shapes, types(kernels.KERNELS[name].inputs))]
+    return inputs, sizes, [np.empty(shape, kind) for shape, kind in zip(outputs, types(kernels.KERNELS[name].outputs))]
+
+
+def types(declarations):
+    """NumPy's types of a kernel's arguments."""
+    kinds = {'T': np.float32, 'int32': np.int32, 'uint8': np.uint8, 'bool': np.bool_}
+    return [kinds[declaration.split()[-2]] for declaration in declarations.split(',')]
 
 
 def words(declarations):
     """The (type, name) pairs of a kernel's arguments."""
     found = [declaration.replace('raw ', '').split() for declaration in declarations.split(',')]
-    return [({'T': 'float', 'int32': 'int', 'uint8': 'unsigned char'}[kind], name) for kind, name in found]
+    kinds = {'T': 'float', 'int32': 'int', 'uint8': 'unsigned char', 'bool': 'bool'}
+    return [(kinds[kind], name) for kind, name in found]
 
 
 def source(name, head='extern "C"', start='0', step='1'):
