@@ -6,6 +6,7 @@ taps x in), with weights, (out, taps x in); a fully connected layer is the case 
 import numpy
 
 import ops.kernels as kernels
+import ops.tiled as tiled
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import chainer, cuda, type_check
 from ops.lazy import rectified
@@ -248,6 +249,8 @@ def convolution(x, weights, group=1, relu=False, pool=False):
     Raises:
         chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
+    if pool and relu and len(weights) == 1 and tiled.suits(x, weights[0]):
+        return rectified(tiled.tiled(x, weights[0]))
     y, = Convolution(group, relu, pool).apply([x] + list(weights))
     return rectified(y) if relu else y
 

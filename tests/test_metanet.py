@@ -7,7 +7,7 @@ import pytest
 import data
 from beyond import CentredMetaNet, LiveActivations
 from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network
-from ops import bounds, lazy
+from ops import bounds, lazy, tiled
 from ops.compat import F, chainer
 from ops.lazy import made
 
@@ -180,8 +180,14 @@ def count_makings(monkeypatch):
     return makings
 
 
+@pytest.fixture
+def untiled(monkeypatch):
+    """Convolutions of one weight round as those of two."""
+    monkeypatch.setattr(tiled, 'suits', lambda *args: False)
+
+
 @pytest.mark.parametrize('negative_images', [False, True])
-def test_negative_weights_are_made_only_where_they_matter_and_nothing_changes(negative_images, monkeypatch):
+def test_negative_weights_are_made_only_where_they_matter_and_nothing_changes(negative_images, untiled, monkeypatch):
     task = episode(5, 1)
     if negative_images:
         task = data.Episode(task.support_x - .5, task.support_y, task.query_x - .5, task.query_y)
@@ -194,7 +200,7 @@ def test_negative_weights_are_made_only_where_they_matter_and_nothing_changes(ne
         np.testing.assert_array_equal(array, desired)
 
 
-def test_negative_weights_matter_without_relu(monkeypatch):
+def test_negative_weights_matter_without_relu(untiled, monkeypatch):
     model = negative_model()
     for network in (model.base, model.embed):
         network.conv3.activation = F.tanh

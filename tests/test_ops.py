@@ -59,6 +59,16 @@ CONVOLUTIONS = {
     'many blocks': ([(37, 16, 14, 14), (8, 3, 3, 16), (37, 8, 3, 3, 16)], 1),
     'many blocks of groups': ([(50, 16, 14, 14), (17, 8, 3, 3, 16), (8, 3, 3, 16)], 3),
 }
+TILED = {  # one weight for all examples, and a pooling that follows
+    'one channel': [(3, 1, 28, 28), (5, 3, 3, 1)],
+    'few channels': [(4, 3, 5, 8), (2, 3, 3, 3)],
+    'many channels': [(3, 16, 6, 8), (5, 3, 3, 16)],
+    'odd sides': [(3, 20, 7, 5), (17, 3, 3, 20)],
+    'single pixels': [(4, 16, 1, 1), (3, 3, 3, 16)],
+    'narrow': [(2, 16, 1, 4), (3, 3, 3, 16)],
+    'many blocks': [(60, 16, 14, 14), (16, 3, 3, 16)],
+    'many blocks of few channels': [(60, 2, 28, 28), (16, 3, 3, 2)],
+}
 LINEARS = {
     'shared': ([(5, 4), (3, 4)], 1),
     'two shared': ([(5, 4), (3, 4), (3, 4)], 1),
@@ -91,6 +101,35 @@ def test_pooled_convolutions(case, relu):
     # Of equals, here of the ReLUs' zeros, the same one takes the gradient, and each weight by its own ReLU.
     arrays[0] = np.round(arrays[0])
     assert_same(function, expected, arrays)
+
+
+@pytest.mark.parametrize('case', TILED)
+def test_tiled_convolutions(case):
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(TILED[case])]
+    options = dict(relu=True, pool=True)
+    function, expected = products(ops, 'convolution', **options), products(reference, 'convolution', **options)
+    assert_same(function, expected, arrays)
+    arrays[0] = arrays[0].transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)  # channels last in memory
+    assert_same(function, expected, arrays)
+    with chainer.no_backprop_mode():
+        np.testing.assert_allclose(function(*arrays).array, expected(*arrays).array, atol=1e-10)
+    single = [array.astype(np.float32) for array in arrays]
+    np.testing.assert_allclose(function(*single).array, expected(*arrays).array, atol=1e-4)
+    assert function(*single).dtype == np.float32
+
+
+@pytest.mark.parametrize('n_channels', [2, 16])
+def test_tiled_convolutions_skip_what_needs_no_gradient(n_channels):
+    arrays = draw(3, n_channels, 5, 4), draw(3, 3, 3, n_channels)
+    both = results(products(ops, 'convolution', relu=True, pool=True), arrays)[1:]
+    for i in range(2):
+        variables = list(arrays)
+        variables[i] = chainer.Variable(arrays[i])
+        y = ops.convolution(variables[0], variables[1:], relu=True, pool=True)
+        y.grad = draw(*y.shape, seed=5)
+        y.backward()
+        assert [node.requires_grad for node in y.creator_node.inputs] == [i == 0, i == 1]
+        np.testing.assert_array_equal(variables[i].grad, both[i])
 
 
 @pytest.mark.parametrize('name, shapes', [('convolution', CONVOLUTIONS['short last group'][0]),
@@ -322,6 +361,8 @@ CALLS = {
     'convolution': (products(ops, 'convolution', relu=True), CONVOLUTIONS['many blocks'][0]),
     'pooled': (products(ops, 'convolution', relu=True, pool=True), CONVOLUTIONS['many blocks'][0]),
     'linear': (products(ops, 'linear', relu=True), LINEARS['many blocks'][0]),
+    'tiled': (products(ops, 'convolution', relu=True, pool=True), TILED['many blocks']),
+    'tiled, few channels': (products(ops, 'convolution', relu=True, pool=True), TILED['many blocks of few channels']),
     'max_pooling': (ops.max_pooling, [(50, 16, 28, 28)]),
     'mixture': (lambda weights, *values: ops.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
     'normalized_pooling': (normalized(ops, True, {}), [(50, 16, 28, 28), (16,), (16,)]),
