@@ -13,9 +13,9 @@ Chainer from `compat`.
 from ops.augmented import convolution, linear
 from ops.memory import mixture
 from ops.meta_learners import lstm, mlp
-from ops.normalization import NormalizedConvolution2D, normalized_convolution, normalized_pooling
+from ops.normalization import NormalizedConvolution2D, normalized_convolution
 from ops.pooling import max_pooling
 from ops.preprocessing import preprocess
 
 __all__ = ['NormalizedConvolution2D', 'convolution', 'linear', 'lstm', 'max_pooling', 'mixture', 'mlp',
-           'normalized_convolution', 'normalized_pooling', 'preprocess']
+           'normalized_convolution', 'preprocess']

@@ -17,7 +17,6 @@ class _Products(chainer.FunctionNode):
     """y = sum_i act(W_i x): what `convolution` and `linear` share. Subclasses turn x into patches and back."""
 
     windows = None  # of a pooling that follows
-    shift = None  # added to each output after all else, then a ReLU; only where nothing is differentiated
 
     def __init__(self, group, relu):
         self.group = group
@@ -94,9 +93,6 @@ class _Products(chainer.FunctionNode):
                         out += product
                 if self.windows:
                     self.windows.pool(self.maps(out, x.shape), start, stop, y[start:stop])
-                if self.shift is not None:
-                    y[start:stop] += self.shift
-                    relu_in_place(y[start:stop])
 
         in_parts(work, self._cut(x, weights), xp)
         return (y.transpose(0, 3, 1, 2) if self.windows else self.from_rows(y, x.shape)),
@@ -163,10 +159,9 @@ class Convolution(_Products):
 
     x_ndim, weight_ndim = 4, 4
 
-    def __init__(self, group, relu, pool, shift=None):
+    def __init__(self, group, relu, pool):
         super().__init__(group, relu)
         self.pool = pool
-        self.shift = shift
 
     def forward(self, inputs):
         x, weight = inputs[:2]

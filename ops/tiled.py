@@ -19,21 +19,20 @@ TRANSFORM = numpy.array([[1, 0, 0], [.5, .5, .5], [.5, -.5, .5], [0, 0, 1]], num
 
 
 def suits(x, weight):
-    """Whether these functions take a weight, (o, 3, 3, c) for all examples, and maps x, on a CPU."""
+    """Whether a weight, (o, 3, 3, c) for all examples, and maps x can be convolved in tiles, on a CPU."""
     return weight.ndim == 4 and weight.shape[1:3] == (3, 3) and isinstance(chainer.as_array(x), numpy.ndarray)
 
 
 def tiled(x, weight):
     """The function for these: from (n, c, h, w), channels last in memory, and (o, 3, 3, c) to (n, o, h / 2, w / 2)."""
-    return (_Winograd if weight.shape[-1] >= LEAST else _Patches)().apply((x, weight))[0]
+    return PooledConvolution().apply((x, weight))[0]
 
 
-class _Tiled(chainer.FunctionNode):
-    """Subclasses turn maps into matrices, and products of these with the kernels' into outputs, and back."""
+class PooledConvolution(chainer.FunctionNode):
+    """See `tiled`."""
 
     def check_type_forward(self, in_types):
-        type_check.expect(in_types.size() == 2)
-        x, weight = in_types
+        x, weight = in_types[0], in_types[1]
         type_check.expect(x.dtype.kind == 'f', weight.dtype == x.dtype, x.ndim == 4, weight.ndim == 4,
                           weight.shape[1] == 3, weight.shape[2] == 3, weight.shape[3] == x.shape[1])
 
@@ -41,34 +40,73 @@ class _Tiled(chainer.FunctionNode):
         x, weight = inputs
         self.retain_inputs((0, 1))
         self.retain_outputs((0,))
-        self.size = x.shape[2:]
-        self.tiles = tuple(-(-side // 2) for side in self.size)
-        maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight)
-        y = numpy.empty((len(x), *self.tiles, len(weight)), x.dtype)
-        # Whether the second of a pair is the larger: of two in each of a window's rows, and of the rows.
-        self.second = numpy.empty((3, *y.shape), bool) if chainer.config.enable_backprop else None
-
-        def work(blocks):
-            for start, stop in blocks:
-                matrices = self.matrices(maps[start:stop])
-                products = matmul(matrices, kernels, scratch('products', matrices.shape[:2] + kernels.shape[2:], x))
-                self._pool(self.outputs(products, stop - start), start, stop, y[start:stop])
-                relu_in_place(y[start:stop])
-
-        in_parts(work, self._cut(x, weight), numpy)
+        self.tiles = tiles_of(x, weight)
+        y = numpy.empty(self.tiles.pooled, x.dtype)
+        self.second = self.tiles.new_second()
+        self.tiles.forward(x, weight, lambda outputs, start, stop: relu_in_place(self.tiles.pool(
+            outputs, self.second, start, stop, y[start:stop])))
         return y.transpose(0, 3, 1, 2),
 
     def backward(self, indexes, grad_outputs):
         x, weight = (variable.array for variable in self.get_retained_inputs())
         y, gy = (array.transpose(0, 2, 3, 1) for array in (self.get_retained_outputs()[0].array, grad_outputs[0].array))
+
+        def g_outputs(start, stop):
+            g = numpy.multiply(gy[start:stop], y[start:stop] > 0, out=scratch('g', y[start:stop].shape, x))
+            return self.tiles.unpool(g, self.second, start, stop)
+
+        gradients = self.tiles.backward(x, weight, g_outputs, indexes)
+        return [chainer.as_variable(gradients[i]) for i in indexes]
+
+
+def tiles_of(x, weight):
+    """`Tiles` for a convolution of x with a weight."""
+    return (_Winograd if weight.shape[-1] >= LEAST else _Patches)(x, weight)
+
+
+class Tiles:
+    """A convolution with tiles of outputs, (2, 2, examples, rows, columns, o), and the pooling of these.
+
+    Subclasses turn maps into matrices, and products of these with the kernels' into outputs, and back.
+
+    Args:
+        x, weight: arrays (n, c, h, w) and (o, 3, 3, c).
+    """
+
+    def __init__(self, x, weight):
+        self.size = x.shape[2:]
+        self.shape = tuple(-(-side // 2) for side in self.size)
+        self.pooled = (len(x), *self.shape, len(weight))
+
+    def forward(self, x, weight, use):
+        """Calls `use` on the outputs of each block, its start and its stop; returns what it returns, part by part."""
+        maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight)
+
+        def work(blocks):
+            used = []
+            for start, stop in blocks:
+                matrices = self.matrices(maps[start:stop])
+                products = matmul(matrices, kernels, scratch('products', matrices.shape[:2] + kernels.shape[2:], x))
+                used.append(use(self.outputs(products, stop - start), start, stop))
+            return used
+
+        return in_parts(work, self._cut(x, weight), numpy)
+
+    def backward(self, x, weight, g_outputs, indexes):
+        """The way back: gradients of x and of the weight, None for what isn't in `indexes`.
+
+        Args:
+            x, weight: as in `forward`.
+            g_outputs: function of a block's start and stop, that returns the gradient of its outputs.
+            indexes: of those that are due, 0 and 1.
+        """
         maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight)
         gx = numpy.empty(maps.shape, x.dtype) if 0 in indexes else None
 
         def work(blocks):
             total = numpy.zeros_like(kernels)
             for start, stop in blocks:
-                g = numpy.multiply(gy[start:stop], y[start:stop] > 0, out=scratch('g', y[start:stop].shape, x))
-                g = self.g_products(self._unpool(g, start, stop))
+                g = self.g_products(g_outputs(start, stop))
                 if 1 in indexes:
                     matrices = self.matrices(maps[start:stop])
                     total += matmul(matrices.swapaxes(1, 2), g, scratch('g_kernels', kernels.shape, x))
@@ -79,36 +117,41 @@ class _Tiled(chainer.FunctionNode):
             return total
 
         parts = in_parts(work, self._cut(x, weight), numpy)
-        gradients = [gx.transpose(0, 3, 1, 2) if gx is not None else None,
-                     numpy.ascontiguousarray(self.g_weight(sum(parts))) if 1 in indexes else None]
-        return [chainer.as_variable(gradients[i]) for i in indexes]
+        return (gx.transpose(0, 3, 1, 2) if gx is not None else None,
+                numpy.ascontiguousarray(self.g_weight(sum(parts))) if 1 in indexes else None)
 
     def _cut(self, x, weight):
-        return blocks_of(len(x), max(1, ELEMENTS // (self.tiles[0] * self.tiles[1] * self.numbers(*weight.shape[::3]))))
+        return blocks_of(len(x), max(1, ELEMENTS // (self.shape[0] * self.shape[1] * self.numbers(*weight.shape[::3]))))
 
-    def _padded(self, n, c, like):
+    def padded(self, n, c, like):
         """Zeros around maps, to whole tiles: an array (n, h, w, c) whose border alone is set, and the maps in it."""
-        (rows, columns), (h, w) = self.tiles, self.size
+        (rows, columns), (h, w) = self.shape, self.size
         padded = scratch('padded', (n, 2 * rows + 2, 2 * columns + 2, c), like)
         padded[:, 0] = padded[:, h + 1:] = padded[:, :, 0] = padded[:, :, w + 1:] = 0
         return padded, padded[:, 1:h + 1, 1:w + 1]
 
-    def _pool(self, outputs, start, stop, y):
-        """The largest of each window's 2x2 outputs, into y; those beyond the maps' edges don't count."""
-        if self.size[0] % 2:
-            outputs[1, :, :, -1] = -numpy.inf
-        if self.size[1] % 2:
-            outputs[:, 1, :, :, -1] = -numpy.inf
-        first, second = outputs[:, 0], outputs[:, 1]
-        rows = numpy.maximum(first, second, out=scratch('rows', first.shape, first))
-        numpy.maximum(rows[0], rows[1], out=y)
-        if self.second is not None:
-            numpy.greater(second, first, out=self.second[:2, start:stop])
-            numpy.greater(rows[1], rows[0], out=self.second[2, start:stop])
+    def beyond(self, outputs):
+        """The parts of outputs that are beyond the maps' edges, where these have odd sides."""
+        return [outputs[1, :, :, -1]] * (self.size[0] % 2) + [outputs[:, 1, :, :, -1]] * (self.size[1] % 2)
 
-    def _unpool(self, g, start, stop):
+    def new_second(self):
+        """Room for which of a pair is the larger: of two in each of a window's rows, and of the rows."""
+        return numpy.empty((3, *self.pooled), bool) if chainer.config.enable_backprop else None
+
+    def pool(self, outputs, second, start, stop, y):
+        """The largest of each window's 2x2 outputs, into y; those beyond the edges don't count. Returns y."""
+        for part in self.beyond(outputs):
+            part[...] = -numpy.inf
+        left, right = outputs[:, 0], outputs[:, 1]
+        rows = numpy.maximum(left, right, out=scratch('rows', left.shape, left))
+        if second is not None:
+            numpy.greater(right, left, out=second[:2, start:stop])
+            numpy.greater(rows[1], rows[0], out=second[2, start:stop])
+        return numpy.maximum(rows[0], rows[1], out=y)
+
+    def unpool(self, g, second, start, stop):
         """The way back, (2, 2, ...): to where the maxima were, of equals to the first."""
-        second = self.second[:, start:stop]
+        second = second[:, start:stop]
         rows = scratch('rows', (2,) + g.shape, g)
         numpy.multiply(g, second[2], out=rows[1])
         numpy.subtract(g, rows[1], out=rows[0])
@@ -118,7 +161,7 @@ class _Tiled(chainer.FunctionNode):
         return outputs
 
 
-class _Patches(_Tiled):
+class _Patches(Tiles):
     """One matrix (2 x 2 x tiles, 9 x c)."""
 
     def numbers(self, o, c):
@@ -133,33 +176,33 @@ class _Patches(_Tiled):
 
     def matrices(self, maps):
         n, c = maps.shape[0], maps.shape[3]
-        padded, inside = self._padded(n, c, maps)
+        padded, inside = self.padded(n, c, maps)
         inside[...] = maps
-        patches = scratch('patches', (3, 3, c, 2, 2, n, *self.tiles), maps)  # with few channels that is long runs
+        patches = scratch('patches', (3, 3, c, 2, 2, n, *self.shape), maps)  # with few channels that is long runs
         s0, s1, s2, s3 = padded.strides
         patches[...] = numpy.lib.stride_tricks.as_strided(
             padded, patches.shape, (s1, s2, s3, s1, s2, s0, 2 * s1, 2 * s2))
         return patches.reshape(1, 9 * c, -1).swapaxes(1, 2)
 
     def outputs(self, products, n):
-        return products.reshape(2, 2, n, *self.tiles, -1)
+        return products.reshape(2, 2, n, *self.shape, -1)
 
     def g_products(self, g):
         return g.reshape(1, -1, g.shape[-1])
 
     def fold(self, g, out):
         n, c = out.shape[0], out.shape[3]
-        g = g.reshape(2, 2, n, *self.tiles, 3, 3, c)
-        padded, inside = self._padded(n, c, g)
+        g = g.reshape(2, 2, n, *self.shape, 3, 3, c)
+        padded, inside = self.padded(n, c, g)
         padded.fill(0)
         for place in numpy.ndindex(2, 2, 3, 3):
             i, j, row, column = place
-            window = padded[:, i + row:, j + column:][:, :2 * self.tiles[0]:2, :2 * self.tiles[1]:2]
+            window = padded[:, i + row:, j + column:][:, :2 * self.shape[0]:2, :2 * self.shape[1]:2]
             window += g[i, j, :, :, :, row, column]
         out[...] = inside
 
 
-class _Winograd(_Tiled):
+class _Winograd(Tiles):
     """16 matrices (tiles, c), the entries of the transformed inputs (4, 4, examples, rows, columns, c)."""
 
     def numbers(self, o, c):
@@ -178,8 +221,8 @@ class _Winograd(_Tiled):
         return matmul(transform, half, numpy.empty((3, 3, c * o), g.dtype)).reshape(3, 3, c, o).transpose(3, 0, 1, 2)
 
     def matrices(self, maps):
-        (rows, columns), (n, _, _, c) = self.tiles, maps.shape
-        padded, inside = self._padded(n, c, maps)
+        (rows, columns), (n, _, _, c) = self.shape, maps.shape
+        padded, inside = self.padded(n, c, maps)
         inside[...] = maps
         half = scratch('half', (4, n, rows, 2 * columns + 2, c), maps)
         _transform([padded[:, i:i + 2 * rows:2] for i in range(4)], half)
@@ -188,7 +231,7 @@ class _Winograd(_Tiled):
         return whole.reshape(16, -1, c)
 
     def outputs(self, products, n):
-        products = products.reshape(4, 4, n, *self.tiles, -1)
+        products = products.reshape(4, 4, n, *self.shape, -1)
         half = scratch('half', (2,) + products.shape[1:], products)
         _reduce(products, half)
         outputs = scratch('outputs', (2, 2) + products.shape[2:], products)
@@ -203,10 +246,10 @@ class _Winograd(_Tiled):
         return whole.reshape(16, -1, g.shape[-1])
 
     def fold(self, g, out):
-        (rows, columns), (n, _, _, c) = self.tiles, out.shape
+        (rows, columns), (n, _, _, c) = self.shape, out.shape
         half = scratch('half', (4, n, rows, 2 * columns + 2, c), g)
         _overlap(g.reshape(4, 4, n, rows, columns, c).swapaxes(0, 1), half, 3)
-        padded, inside = self._padded(n, c, g)
+        padded, inside = self.padded(n, c, g)
         _overlap(half, padded, 1)
         out[...] = inside
 

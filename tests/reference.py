@@ -32,8 +32,8 @@ def max_pooling(x):
     return F.max_pooling_2d(x, 2, 2)  # cover_all: windows may overhang
 
 
-def normalized_pooling(x, bn):
-    return max_pooling(F.relu(bn(x)))
+def normalized_convolution(x, weight, bn):
+    return max_pooling(F.relu(bn(convolution(x, [weight]))))
 
 
 def mixture(weights, values):

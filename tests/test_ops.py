@@ -246,8 +246,8 @@ def test_max_pooling_numerically():
 
 
 def normalized(module, train, averages):
-    """`normalized_pooling` of x, gamma and beta, with running averages that go on in `averages`."""
-    def function(x, gamma, beta):
+    """`normalized_convolution` of x, weight, gamma and beta, with running averages that go on in `averages`."""
+    def function(x, weight, gamma, beta):
         bn = chainer.links.BatchNormalization(len(gamma), dtype=x.dtype)
         # Variables in the place of parameters: gradients then reach the arguments.
         for name, value in (('gamma', gamma), ('beta', beta)):
@@ -255,32 +255,53 @@ def normalized(module, train, averages):
         bn.avg_mean[...], bn.avg_var[...] = 0.3, 1.5
         bn.to_device(chainer.backend.get_device_from_array(chainer.as_array(x)))
         with chainer.using_config('train', train):
-            y = module.normalized_pooling(x, bn)
+            y = module.normalized_convolution(x, weight, bn)
         averages[module.__name__] = bn.avg_mean, bn.avg_var
         return y
     return function
 
 
-@pytest.mark.parametrize('shape', [(4, 3, 5, 6), (1, 2, 1, 3), (9, 32, 40, 40)])
+NORMALIZED = {
+    'few channels': [(4, 3, 5, 6), (2, 3, 3, 3)],
+    'many channels': [(3, 16, 6, 4), (5, 3, 3, 16)],
+    'odd sides': [(3, 16, 7, 5), (4, 3, 3, 16)],
+    'one example': [(1, 2, 1, 3), (2, 3, 3, 2)],
+    'many blocks': [(30, 16, 20, 20), (24, 3, 3, 16)],
+    'another kernel': [(3, 2, 5, 4), (2, 5, 3, 2)],
+}
+
+
+@pytest.mark.parametrize('case', NORMALIZED)
 @pytest.mark.parametrize('train', [True, False])
-@pytest.mark.parametrize('scale', [None, 0, 1e-3])
-def test_normalized_pooling(shape, train, scale):
+@pytest.mark.parametrize('scale', [None, -1e-3])
+@pytest.mark.parametrize('in_tiles', [True, False])
+def test_normalized_convolution(case, train, scale, in_tiles, monkeypatch):
+    if not in_tiles:
+        monkeypatch.setattr(ops.normalization, 'suits', lambda *args: False)
     averages = {}
-    arrays = [3 + 2 * draw(*shape), draw(shape[1], seed=1), draw(shape[1], seed=2)]
+    shapes = NORMALIZED[case] + [NORMALIZED[case][1][:1]] * 2
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    arrays[0] += 1
     if scale is not None:
-        arrays[1][0] = scale
+        arrays[2][0] = scale
     function, expected = (normalized(module, train, averages) for module in (ops, reference))
     assert_same(function, expected, arrays)
     for ours, chainers in zip(averages['ops'], averages['reference']):
-        np.testing.assert_allclose(ours, chainers, rtol=1e-12)
-    assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
+        np.testing.assert_allclose(ours, chainers, rtol=1e-11)
+    with chainer.no_backprop_mode():
+        np.testing.assert_allclose(function(*arrays).array, expected(*arrays).array, atol=1e-10)
+        single = [array.astype(np.float32) for array in arrays]
+        np.testing.assert_allclose(function(*single).array, expected(*arrays).array, atol=1e-4)
 
 
 @pytest.mark.parametrize('train', [True, False])
-def test_normalized_pooling_numerically(train):
-    arrays = [draw(3, 2, 4, 3), 1 + abs(draw(2)), draw(2, seed=1)]
-    gradient_check.check_backward(normalized(ops, train, {}), arrays, draw(3, 2, 2, 2, seed=2), dtype=np.float64,
-                                  atol=1e-6, rtol=1e-5, eps=1e-6)
+@pytest.mark.parametrize('case', ['few channels', 'odd sides', 'another kernel'])
+def test_normalized_convolution_numerically(case, train):
+    shapes = NORMALIZED[case] + [NORMALIZED[case][1][:1]] * 2
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
+    function = normalized(ops, train, {})
+    gradient_check.check_backward(function, arrays, draw(*function(*arrays).shape, seed=2), dtype=np.float64,
+                                  atol=1e-5, rtol=1e-4, eps=1e-6)
 
 
 @pytest.mark.parametrize('shapes', [[(3, 2), (2, 4)], [(3, 2), (2, 4), (2, 3, 5), (2, 1)],
@@ -291,20 +312,6 @@ def test_mixture(shapes):
                           for module in (ops, reference))
     assert_same(function, expected, arrays)
     assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
-
-
-@pytest.mark.parametrize('n, c, o, side', [(1, 1, 2, 3), (30, 3, 32, 41)])
-def test_normalized_convolution_without_backward_pass(n, c, o, side):
-    x, weight = draw(n, c, side, side, dtype=np.float32), draw(o, 3, 3, c, dtype=np.float32)
-    bn = chainer.links.BatchNormalization(o)
-    for i, array in enumerate((bn.gamma.array, bn.beta.array, bn.avg_mean)):
-        array[...] = draw(o, seed=i)
-    bn.avg_var[...] = draw(o) ** 2
-    with chainer.using_config('train', False):
-        expected = ops.normalized_convolution(x, chainer.Variable(weight), bn).array
-        assert expected.shape == (n, o, -(-side // 2), -(-side // 2)) and (expected > 0).any()
-        with chainer.no_backprop_mode():
-            np.testing.assert_allclose(ops.normalized_convolution(x, weight, bn).array, expected, atol=1e-5)
 
 
 def test_mixture_numerically():
@@ -365,7 +372,7 @@ CALLS = {
     'tiled, few channels': (products(ops, 'convolution', relu=True, pool=True), TILED['many blocks of few channels']),
     'max_pooling': (ops.max_pooling, [(50, 16, 28, 28)]),
     'mixture': (lambda weights, *values: ops.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
-    'normalized_pooling': (normalized(ops, True, {}), [(50, 16, 28, 28), (16,), (16,)]),
+    'normalized_convolution': (normalized(ops, True, {}), NORMALIZED['many blocks'] + [(24,), (24,)]),
     'mlp': (sequences(ops, 'mlp', [draw(2, 50000, dtype=np.float32)]), MLP),
     'lstm': (sequences(ops, 'lstm', [draw(3, 20000, dtype=np.float32)]), LSTM),
 }

@@ -13,6 +13,10 @@ printed beside, for information.
 
 Where the two largest numbers of a pooling window differ by no more than rounding, either may win, and the gradient
 takes another way. Channels past 1e-3 that have such a tie are counted and left out; the rest is judged as ever.
+
+Where batch normalisation comes before the pooling, some of a million windows are as close as that, and a gradient that
+takes another way is worth up to 6e-3 in the layers below. So gradients of these models come from the slower functions,
+which round as Chainer does. The faster ones agree with them to 1e-13 in float64.
 """
 import argparse
 import collections
@@ -26,8 +30,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 import numpy as np  # noqa: E402
 
 import metanet  # noqa: E402
+from ops import normalization  # noqa: E402
 from ops.compat import F, chainer, cuda  # noqa: E402
 from ops.pooling import Windows  # noqa: E402
+from ops.tiled import Tiles  # noqa: E402
 
 TOLERANCE = 1e-3
 # How far apart rounding may put two numbers of a feature map that would be equal, relative to the largest there.
@@ -95,14 +101,15 @@ class Golden:
 
     def gradients(self, logits):
         """{key: gradient} of every parameter that has one, with the loss taken at `logits`."""
-        with Ties(self.model) as ties:
-            scores, _, _ = self.scores()
-        self.ties = ties.channels
-        at = chainer.Variable(logits.copy())
-        self.loss(at).backward()
-        self.model.cleargrads()
-        scores.grad = at.grad
-        scores.backward()
+        with mock.patch.object(normalization, 'suits', lambda *args: False):
+            with Ties(self.model) as ties:
+                scores, _, _ = self.scores()
+            self.ties = ties.channels
+            at = chainer.Variable(logits.copy())
+            self.loss(at).backward()
+            self.model.cleargrads()
+            scores.grad = at.grad
+            scores.backward()
         return {name: param.grad for name, param in self.params.items() if param.grad is not None}
 
 
@@ -124,14 +131,21 @@ class Ties(chainer.LinkHook):
         self.layer = self.names[id(args.link)]
 
     def __enter__(self):
-        pool = Windows.pool
+        pool, pool_tiles = Windows.pool, Tiles.pool
 
         def spy(windows, x, start, stop, out):
             self.channels[self.layer].update(tied_channels(cuda.to_cpu(x)))
             return pool(windows, x, start, stop, out)
 
+        def spy_on_tiles(tiles, outputs, *args):
+            maps = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(
+                outputs.shape[2], 2 * tiles.shape[0], 2 * tiles.shape[1], -1)
+            self.channels[self.layer].update(tied_channels(maps[:, :tiles.size[0], :tiles.size[1]]))
+            return pool_tiles(tiles, outputs, *args)
+
         self.patch = contextlib.ExitStack()
         self.patch.enter_context(mock.patch.object(Windows, 'pool', spy))
+        self.patch.enter_context(mock.patch.object(Tiles, 'pool', spy_on_tiles))
         return super().__enter__()
 
     def __exit__(self, *exception):
