@@ -29,3 +29,9 @@ def test_race(tmp_path):
     parts = 'embed gradients', 'd', 'embed', 'base gradients', 'm', 'reading', 'base', 'episode'
     for part in parts:
         assert len([line for line in lines if re.match(part + r'  +\d+ ms', line)]) == 4, part
+
+
+def test_mini_imagenets_models_are_timed_too():
+    options = ['--model', 'partial, u', '--way', '2', '--query', '1', '--repeats', '1']
+    shown = subprocess.run([sys.executable, BENCHMARK] + options, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert len(re.findall(r'^episode  +\d+ ms', shown, re.MULTILINE)) == 2 and 'peak memory' in shown

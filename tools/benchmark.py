@@ -128,7 +128,9 @@ def build(args, weights):
     if args.model == 'full':
         model = metanet.MetaNet(metanet.CNN(), metanet.CNN(activation=None), ways=[args.way])
     else:
-        settings = dict(vars(train_mini_imagenet), model=args.model, image_size=MODELS[args.model]['size'])
+        sizes = MODELS[args.model]
+        settings = dict(vars(train_mini_imagenet), model=args.model, channels=sizes['channels'],
+                        image_size=sizes['size'])
         model = train_mini_imagenet.build(settings, [args.way])
     model.initialize_uniform(0)
     return model
