@@ -63,9 +63,12 @@ def check(args):
 
 def list_all():
     """Prints tables and runs."""
-    print('Tables and figures of the paper, and the runs that make them:')
+    print('Tables of the paper, and the runs that make them:')
     for name, (_, runs) in plan.names().items():
         print(f'  {name:8} {" ".join(runs) or "no runs yet"}')
+    print('Figures, and what makes them:')
+    for name, script in plan.figures().items():
+        print(f'  {name:8} python {script}')
     print('Runs (hours that they took on one core):')
     for run in read_runs().values():
         if run.script:

@@ -1,6 +1,7 @@
 """Which runs and tests a table of the paper needs, and what they are called with."""
 import ast
 import dataclasses
+import glob
 import os
 import socket
 
@@ -21,9 +22,16 @@ class Part:
 
 
 def names():
-    """{name of a table or figure, such as table1: (its name in the paper's csv, its runs' names)}."""
+    """{name of a table, such as table1: (its name in the paper's csv, its runs' names)}."""
     runs, paper = read_runs(), read_paper()
-    return {table.replace(' ', ''): (table, list(_of_table(runs, paper.get(table, {})))) for table in table_names()}
+    return {table.replace(' ', ''): (table, list(_of_table(runs, paper.get(table, {})))) for table in table_names()
+            if table.replace(' ', '') not in figures()}
+
+
+def figures():
+    """{name of a figure, such as figure3: the script that makes it}."""
+    paths = sorted(glob.glob(os.path.join(ROOT, 'figures', 'figure*.py')))
+    return {os.path.basename(path)[:-3]: f'figures/{os.path.basename(path)}' for path in paths}
 
 
 def choose(words):
@@ -45,6 +53,8 @@ def choose(words):
             more = _of_table(runs, paper.get(tables[word][0], {}))
             if not more:
                 raise ValueError(f'docs/runs.csv has no runs for {word} yet: choose another table, or add some')
+        elif word in figures():
+            raise ValueError(f'{word} has a script of its own: python {figures()[word]}')
         else:
             raise ValueError(f'{word} is no table and no run: python reproduce.py lists them')
         for name, tests in more.items():
