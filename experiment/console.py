@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sys
+import threading
 
 from sources.files import printable
 
@@ -52,6 +53,36 @@ def _limit_memory():
             amounts = dict(re.findall(r'^(\w+): *(\d+) kB', file.read(), re.MULTILINE))
         available = 1024 * (int(amounts['MemAvailable']) + int(amounts['SwapFree']))
         resource.setrlimit(resource.RLIMIT_DATA, (available, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+
+
+class Stop:
+    """Within a `with`, in the main thread, waits for Ctrl-C; at the second, it does what it did before.
+
+    Args:
+        message: what to say at the first.
+
+    Attributes:
+        pressed: whether Ctrl-C was.
+    """
+
+    def __init__(self, message):
+        self.message = message
+        self.pressed = False
+
+    def __enter__(self):
+        self.waits = threading.current_thread() is threading.main_thread()
+        if self.waits:
+            self.previous = signal.signal(signal.SIGINT, self.press)
+        return self
+
+    def __exit__(self, *exception):
+        if self.waits:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def press(self, signum, frame):
+        self.pressed = True
+        signal.signal(signal.SIGINT, self.previous)
+        write_error(f'\n{self.message}\n')
 
 
 def keep_memory():

@@ -1,11 +1,9 @@
 """The training loop, around Chainer's Trainer: learning from episodes, and stopping at Ctrl-C."""
-import signal
 import sys
-import threading
 import time
 
 from experiment.checkpoints import resume
-from experiment.console import fail, is_terminal, plain_errors, say, write_error
+from experiment.console import Stop, fail, is_terminal, plain_errors, say
 from ops.blocks import one_blas_thread
 from ops.compat import chainer, extensions, training
 
@@ -119,34 +117,13 @@ def decay(updater, n_epoch, n_decay):
     return extensions.LinearShift('alpha', (updater.optimizer.alpha, 0.0), between, updater.optimizer)
 
 
-class Epochs:
-    """A stop trigger: after `n_epoch` epochs, or after the update or the tests during which Ctrl-C was pressed.
-
-    Ctrl-C is waited for within a `with`, in the main thread; at the second, KeyboardInterrupt is raised as usual.
-
-    Attributes:
-        pressed: whether Ctrl-C was.
-    """
+class Epochs(Stop):
+    """A stop trigger: after `n_epoch` epochs, or after the update or the tests during which Ctrl-C was pressed."""
 
     def __init__(self, n_epoch):
+        super().__init__('Stopping after the episodes at hand. Press Ctrl-C again to stop at once, and lose what has '
+                         'been learned since the last epoch.')
         self.n_epoch = n_epoch
-        self.pressed = False
-
-    def __enter__(self):
-        self.waits = threading.current_thread() is threading.main_thread()
-        if self.waits:
-            self.previous = signal.signal(signal.SIGINT, self.press)
-        return self
-
-    def __exit__(self, *exception):
-        if self.waits:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def press(self, signum, frame):
-        self.pressed = True
-        signal.signal(signal.SIGINT, self.previous)
-        write_error('\nStopping after the episodes at hand. Press Ctrl-C again to stop at once, and lose what has been '
-                    'learned since the last epoch.\n')
 
     def __call__(self, trainer):
         return self.pressed or trainer.updater.epoch >= self.n_epoch

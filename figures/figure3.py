@@ -21,12 +21,9 @@ from experiment import console  # noqa: E402
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-import csv  # noqa: E402
 import functools  # noqa: E402
 
 import numpy as np  # noqa: E402
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 
 import data  # noqa: E402
 from beyond import CENTRED, CentredMetaNet  # noqa: E402
@@ -36,10 +33,10 @@ from experiment.evaluation import interval, test  # noqa: E402
 from experiment.log import Log, Report  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, train  # noqa: E402
 from experiment.settings import COMMON, as_tuple, configured, one_of, whole, wholes  # noqa: E402
+from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
 from metanet import CNN, MetaNet  # noqa: E402
 from ops.compat import chainer, training  # noqa: E402
 from ops.device import use as use_device  # noqa: E402
-from sources.files import replacing  # noqa: E402
 
 input_path = 'data/omniglot'  # folder of Omniglot, where it is kept
 out = 'result/figure3'  # folder for the training and the figure
@@ -151,11 +148,9 @@ def report(untrained, rows):
     points = [(0, filters, accuracy, half) for filters, (_, accuracy, half) in untrained.items()]
     points += [(row['iteration'], filters, row[f'test/{filters} filters/accuracy'],
                 row[f'test/{filters} filters/interval']) for row in rows for filters in untrained]
-    with replacing(path, 'w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow(['episodes', 'filters', 'accuracy', 'interval', 'centred', 'seed'])
-        writer.writerows((episodes, filters, round(100 * accuracy, 2), round(100 * half, 2), centred, seed)
-                         for episodes, filters, accuracy, half in points)
+    write_table(path, [{'episodes': episodes, 'filters': filters, 'accuracy': round(100 * accuracy, 2),
+                        'interval': round(100 * half, 2), 'centred': centred, 'seed': seed}
+                       for episodes, filters, accuracy, half in points])
     draw([path], os.path.join(out, 'figure3.png'))
     for episodes, filters, accuracy, half in points[-len(untrained):]:
         kind = 'trained' if filters == n_filters else 'fixed'
@@ -165,12 +160,9 @@ def report(untrained, rows):
 
 def draw(paths, picture):
     """Draws the accuracies over training, a line for each base learner and csv of a run."""
-    figure = Figure(figsize=(7, 4.5))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = new_picture(7, 4.5)
     for path, style in zip(paths, ('-', '--', ':', '-.')):
-        with open(path, encoding='utf-8', newline='') as file:
-            rows = list(csv.DictReader(file))
+        rows = read_table(path)
         for i, filters in enumerate(dict.fromkeys(row['filters'] for row in rows)):
             chosen = [row for row in rows if row['filters'] == filters]
             detail = f', centred: {chosen[0]["centred"]}' * bool(chosen[0]['centred'])
@@ -180,9 +172,7 @@ def draw(paths, picture):
     axes.set(xlabel='training episodes', ylabel='accuracy (%)', ylim=(0, 100))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    with replacing(picture) as file:
-        figure.savefig(file, dpi=110)
+    save_picture(figure, picture)
 
 
 def main(words=()):

@@ -21,11 +21,8 @@ from experiment import console  # noqa: E402
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-import csv  # noqa: E402
 
 import numpy as np  # noqa: E402
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 
 import data  # noqa: E402
 from experiment.checkpoints import Snapshot, check_folder, claim  # noqa: E402
@@ -34,10 +31,10 @@ from experiment.evaluation import interval, test  # noqa: E402
 from experiment.log import Log, Report  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, train  # noqa: E402
 from experiment.settings import COMMON, configured, path_of, whole  # noqa: E402
+from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
 from metanet import F, FastLinear, MetaNet, Network  # noqa: E402
 from ops.compat import chainer, training  # noqa: E402
 from ops.device import use as use_device  # noqa: E402
-from sources.files import replacing  # noqa: E402
 
 input_path = 'data/omniglot'  # folder of Omniglot, where it is kept
 mnist_path = ''  # folder of MNIST's four files; '': what MNIST_DIR names, else they are downloaded
@@ -210,10 +207,7 @@ def report(rows, before, source):
     points = [{'episodes': 0, 'accuracy': accuracy, 'change': 0., 'interval': 0.}]
     points += [{'episodes': row['iteration'], 'accuracy': 100 * row['test/Omniglot/accuracy'],
                 'change': row['test/Omniglot/change'], 'interval': row['test/Omniglot/interval']} for row in rows]
-    with replacing(path, 'w', newline='') as file:
-        writer = csv.DictWriter(file, ['episodes', 'accuracy', 'change', 'interval', 'seed'])
-        writer.writeheader()
-        writer.writerows({**{name: round(value, 2) for name, value in point.items()}, 'seed': seed} for point in points)
+    write_table(path, [{**{name: round(value, 2) for name, value in point.items()}, 'seed': seed} for point in points])
     draw([path], os.path.join(out, 'figure4.png'))
     say(f'{source}, {n_outputs_train}-way {nb_samples_per_class}-shot, before MNIST: {accuracy:.2f} +- {half:.2f} % on '
         f'{n_test_episodes} test episodes')
@@ -225,12 +219,9 @@ def report(rows, before, source):
 
 def draw(paths, picture):
     """Draws the change of accuracy over training on MNIST, a line for each csv of a run."""
-    figure = Figure(figsize=(7, 4))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = new_picture(7, 4)
     for path in paths:
-        with open(path, encoding='utf-8', newline='') as file:
-            rows = list(csv.DictReader(file))
+        rows = read_table(path)
         episodes, change, half = (np.array([float(row[name]) for row in rows])
                                   for name in ('episodes', 'change', 'interval'))
         line, = axes.plot(episodes, change, marker='o', markersize=3, label=f'seed {rows[0]["seed"]}')
@@ -243,9 +234,7 @@ def draw(paths, picture):
     axes.set(xlabel='training episodes on MNIST', ylabel='change of accuracy on Omniglot (%)')
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    figure.tight_layout()
-    with replacing(picture) as file:
-        figure.savefig(file, dpi=110)
+    save_picture(figure, picture)
 
 
 def main(words=()):

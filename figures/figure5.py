@@ -17,10 +17,7 @@ from experiment import console  # noqa: E402
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-import csv  # noqa: E402
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 
 import data  # noqa: E402
 import train_omniglot  # noqa: E402
@@ -28,8 +25,8 @@ from experiment.checkpoints import check_folder  # noqa: E402
 from experiment.console import plain_errors  # noqa: E402
 from experiment.results import final_test  # noqa: E402
 from experiment.settings import COMMON, Check, configured, path_of, refuse_images, whole  # noqa: E402
+from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
 from ops.device import use as use_device  # noqa: E402
-from sources.files import replacing  # noqa: E402
 
 # npz files of trained models, with a comma between them
 models = 'assets/omniglot_5way.npz,assets/omniglot_20way.npz,assets/omniglot_20way_centred.npz'
@@ -76,25 +73,19 @@ def run():
     with plain_errors():
         os.makedirs(out, exist_ok=True)
         path = os.path.join(out, 'figure5.csv')
-        with replacing(path, 'w', newline='', errors='backslashreplace') as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(path, rows)
         draw(path, os.path.join(out, 'figure5.png'))
 
 
 def draw(path, picture):
     """Draws the accuracies in a csv of this script, and the paper's, as bars."""
-    with open(path, encoding='utf-8', newline='') as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(path)
     bars = [(f'{name}, the paper', value, None, 'lightgrey') for name, value in {**OTHERS, **PAPER}.items()]
     pixels = float(rows[0]['pixels']), float(rows[0]['pixels_interval'])
     bars.append(('nearest neighbour on pixels', *pixels, 'tab:orange'))
     bars += [(row['model'].replace(', tested on', ',\ntested on'), float(row['accuracy']), float(row['interval']),
               'tab:blue') for row in rows]
-    figure = Figure(figsize=(9, 1 + 0.45 * len(bars)))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = new_picture(9, 1 + 0.45 * len(bars))
     names, values, halves, colours = zip(*reversed(bars))
     axes.barh(range(len(bars)), values, xerr=[half or 0 for half in halves], color=colours)
     axes.set_yticks(range(len(bars)), labels=names, fontsize=8)
@@ -103,9 +94,7 @@ def draw(path, picture):
                       fontsize=8)
     axes.set(xlabel='accuracy (%), 10-way', xlim=(0, 100))
     axes.spines[['top', 'right']].set_visible(False)
-    figure.tight_layout()
-    with replacing(picture) as file:
-        figure.savefig(file, dpi=110)
+    save_picture(figure, picture)
 
 
 def main(words=()):

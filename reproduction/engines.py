@@ -6,43 +6,17 @@ import os
 import queue
 import secrets
 import signal
-import threading
 import time
 
+from experiment.console import Stop
 from reproduction import work
 
-STOPPING = '\nStopping: the runs at hand write their snapshots. Press Ctrl-C again to end them at once.'
+STOPPING = 'Stopping: the runs at hand write their snapshots. Press Ctrl-C again to end them at once.'
 
 
 def has_dask():
     """Whether dask.distributed is installed."""
     return importlib.util.find_spec('distributed') is not None
-
-
-class Stop:
-    """Within a `with`, in the main thread, waits for Ctrl-C; at the second, KeyboardInterrupt is raised as usual.
-
-    Attributes:
-        pressed: whether Ctrl-C was.
-    """
-
-    def __init__(self):
-        self.pressed = False
-
-    def __enter__(self):
-        self.waits = threading.current_thread() is threading.main_thread()
-        if self.waits:
-            self.previous = signal.signal(signal.SIGINT, self.press)
-        return self
-
-    def __exit__(self, *exception):
-        if self.waits:
-            signal.signal(signal.SIGINT, self.previous)
-
-    def press(self, signum, frame):
-        self.pressed = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, (STOPPING + '\n').encode())
 
 
 def run_here(tasks, progress):
@@ -51,7 +25,7 @@ def run_here(tasks, progress):
     Returns:
         Whether Ctrl-C was pressed.
     """
-    with Stop() as stop:
+    with Stop(STOPPING) as stop:
         def stopping():
             progress.show()
             return stop.pressed
@@ -116,7 +90,7 @@ def run_on_dask(tasks, progress, out, jobs, scheduler='', gpus=False):
     with open(os.path.join(out, token), 'w', encoding='utf-8'):
         pass
     try:
-        with client_of(jobs, scheduler) as client, Stop() as stop:
+        with client_of(jobs, scheduler) as client, Stop(STOPPING) as stop:
             news = queue.SimpleQueue()
             client.subscribe_topic(token, lambda event: news.put(event[1]))
             variable = Variable(token, client=client)
