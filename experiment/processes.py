@@ -9,7 +9,7 @@ from experiment.console import warn
 from ops.compat import cuda
 
 LEAST = 100  # episodes that are worth a process, which takes seconds to start
-AT_A_TIME = 10  # episodes
+AT_A_TIME = 4  # episodes: after Ctrl-C those at hand are finished
 
 _work = None  # of a process: function, model, sampler
 
