@@ -11,6 +11,8 @@ from sources.files import printable
 
 STOPPED = 'Stopped at once. All that is saved stays; the same command resumes a training from its snapshot.'
 
+importable = False  # whether other processes may import the script that runs, which then does nothing
+
 
 def start():
     """Lets Ctrl-C end a script with a sentence while it imports, which takes seconds. `run` comes after the imports."""
@@ -25,7 +27,12 @@ def _stop_at_once(signum, frame):
 
 
 def run(main):
-    """Runs a script's `main` with the words of the command line, and ends the program plainly where it stops."""
+    """Runs a script's `main` with the words of the command line, and ends the program plainly where it stops.
+
+    What calls this stands behind `if __name__ == '__main__'`: other processes may import the script.
+    """
+    global importable
+    importable = True
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _limit_memory()

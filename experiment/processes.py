@@ -5,7 +5,7 @@ import pickle
 import signal
 
 import ops.blocks
-from experiment.console import warn
+from experiment import console
 from ops.compat import cuda
 
 LEAST = 100  # episodes that are worth a process, which takes seconds to start
@@ -15,8 +15,13 @@ _work = None  # of a process: function, model, sampler
 
 
 def worth(model, n_episodes):
-    """How many processes a test of a model on so many episodes is worth; on a GPU one."""
-    return 1 if model.xp is cuda.cupy else max(1, min(ops.blocks.THREADS, n_episodes // LEAST))
+    """How many processes a test of a model on so many episodes is worth.
+
+    One on a GPU; and one where other processes might do over again what the program has done, a training for one.
+    """
+    if model.xp is cuda.cupy or not console.importable:
+        return 1
+    return max(1, min(ops.blocks.THREADS, n_episodes // LEAST))
 
 
 def shared(function, model, sampler, n_episodes, n_processes, done):
@@ -55,7 +60,7 @@ def shared(function, model, sampler, n_episodes, n_processes, done):
                 raise
     except (pickle.PicklingError, AttributeError, TypeError,
             concurrent.futures.BrokenExecutor) as error:
-        warn(f'the test goes on in one process, for it cannot be shared out ({error or type(error).__name__})')
+        console.warn(f'the test goes on in one process, for it cannot be shared out ({error or type(error).__name__})')
         sampler.set_state(start)
         return None
 

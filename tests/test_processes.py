@@ -8,7 +8,7 @@ from small_runs import Classifier, sampler
 
 import data
 import ops.blocks
-from experiment import processes
+from experiment import console, processes
 from experiment.evaluation import test as run_test
 
 
@@ -28,6 +28,7 @@ class Deadly(Classifier):
 @pytest.fixture
 def shares(monkeypatch):
     """Few episodes at a time on two processes; what becomes of `shared`."""
+    monkeypatch.setattr(console, 'importable', True)
     monkeypatch.setattr(processes, 'LEAST', 3)
     monkeypatch.setattr(processes, 'AT_A_TIME', 2)
     monkeypatch.setattr(ops.blocks, 'THREADS', 2)
@@ -77,6 +78,12 @@ def test_short_tests_are_not_shared_out(shares):
     run_test(Classifier(), sampler(), 5)
     assert not shares
     assert processes.worth(Classifier(), 5) == 1 and processes.worth(Classifier(), 100) == 2
+
+
+def test_a_program_that_others_cannot_import_tests_alone(shares, monkeypatch):
+    monkeypatch.setattr(console, 'importable', False)
+    run_test(Classifier(), sampler(), 7)
+    assert not shares
 
 
 @pytest.mark.parametrize('rotate', [False, True])
