@@ -209,8 +209,8 @@ for _name, _function in {'lt': numpy.less, 'le': numpy.less_equal, 'gt': numpy.g
 ndarray.__hash__ = None
 for _name, _function in {'neg': numpy.negative, 'abs': numpy.abs, 'invert': numpy.invert}.items():
     setattr(ndarray, f'__{_name}__', lambda self, function=_function: _call(function, (self,), {}))
-for _function in (numpy.sum, numpy.max, numpy.min, numpy.any, numpy.all, numpy.mean, numpy.dot, numpy.argmax,
-                  numpy.clip):
+for _function in (numpy.sum, numpy.max, numpy.min, numpy.any, numpy.all, numpy.mean, numpy.var, numpy.dot,
+                  numpy.argmax, numpy.clip):
     _name = {'amax': 'max', 'amin': 'min'}.get(_function.__name__, _function.__name__)
     setattr(ndarray, _name, lambda self, *args, function=_function, **settings:
             _call(function, (self,) + args, settings))
@@ -258,6 +258,9 @@ class ElementwiseKernel:
             t == ignored, 0, gloss * coeff * (y - (numpy.arange(channels) == t))).astype(y.dtype),
         'pow_var_const_bwd': lambda x, gy, value: (value * x ** (value - 1) * gy).astype(x.dtype),
         'div_bwd': lambda x0, x1, gy: (gy / x1, -gy / x1 * x0 / x1),
+        'bn_fwd': lambda x, mean, inv_std, gamma, beta: gamma * (x - mean) * inv_std + beta,
+        'bn_bwd': lambda gy, x_hat, gamma, inv_std, ggamma, gbeta, inv_m: (
+            gamma * inv_std * (gy - (x_hat * ggamma + gbeta) * inv_m)),
     }
 
     def __init__(self, inputs, outputs, operation, name='kernel', **settings):
@@ -268,8 +271,8 @@ class ElementwiseKernel:
     def __call__(self, *args, size=None):
         _count('launches')
         args = [_host(arg) for arg in args]
-        if self.name == 'adam':
-            return self._adam(*args)
+        if self.name in ('adam', 'update_mean_var'):
+            return getattr(self, f'_{self.name}')(*args)
         own = sys.modules['ops.kernels'].KERNELS
         if self.name in own:
             if any('raw' in words and not arg.flags.c_contiguous for words, arg in zip(self.words, args)):
@@ -292,6 +295,12 @@ class ElementwiseKernel:
         v += one_minus_beta2 * (grad * grad - v)
         largest = v if vhat is None else numpy.maximum(vhat, v, out=vhat)
         param -= eta * (alpha * m / (numpy.sqrt(largest) + eps) + decay * param)
+
+
+    @staticmethod
+    def _update_mean_var(mean, var, decay, adjust, r_mean, r_var):
+        r_mean += (1 - decay) * (mean - r_mean)
+        r_var += (1 - decay) * (var * adjust - r_var)
 
 
 class ReductionKernel:
@@ -401,6 +410,8 @@ def install():
     for name in 'cupyx', 'cupyx.scipy', 'cupyx.scipy.linalg', 'cupyx.scipy.special':
         _module(name, __path__=[])
     sys.modules['cupyx'].scipy = sys.modules['cupyx.scipy']
+    sys.modules['cupyx'].rsqrt = _made(
+        lambda x, dtype=None: (1 / numpy.sqrt(x)).astype(dtype), 1)
     for name in 'linalg', 'special':
         setattr(sys.modules['cupyx.scipy'], name, sys.modules[f'cupyx.scipy.{name}'])
 

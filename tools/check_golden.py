@@ -15,8 +15,8 @@ Where the two largest numbers of a pooling window differ by no more than roundin
 takes another way. Channels past 1e-3 that have such a tie are counted and left out; the rest is judged as ever.
 
 Where batch normalisation comes before the pooling, some of a million windows are as close as that, and a gradient that
-takes another way is worth up to 6e-3 in the layers below. So gradients of these models come from the slower functions,
-which round as Chainer does. The faster ones agree with them to 1e-13 in float64.
+takes another way is worth up to 6e-3 in the layers below. So gradients of these models come from Chainer's own
+functions, which round as the authors' code does. Ours agree with them to 1e-13 in float64.
 """
 import argparse
 import collections
