@@ -80,7 +80,8 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 3, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0, 'n_queries_test': 15}
+EARLIER = {'channels': 3, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0,
+           'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_test_episodes',
                  'inserted_scale')

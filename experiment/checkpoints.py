@@ -56,7 +56,8 @@ def claim(out, settings, earlier):
     Args:
         out: the folder; it is made if need be.
         settings: dict of the script's settings.
-        earlier: dict of what runs of earlier versions of the script did whose settings don't say so.
+        earlier: dict of what runs of earlier versions of the script did whose settings don't say so: values, or
+            functions of the settings.
 
     Raises:
         ValueError: the folder holds another run, or one whose settings are damaged or missing.
@@ -67,7 +68,7 @@ def claim(out, settings, earlier):
     own = json.loads(json.dumps({name: value for name, value in settings.items() if name not in changeable}))
     if os.path.lexists(path):
         unrecorded = {name: value for name, value in own.items() if name.startswith(CLASS)}
-        other = {**unrecorded, **earlier, **_read_settings(path)}
+        other = {**unrecorded, **_completed(_read_settings(path), earlier)}
         changed = [f'{name} ({shortened(other.get(name))} there, {shortened(own.get(name))} now)'
                    for name in sorted(own.keys() | other.keys()) if own.get(name) != other.get(name)]
         if changed:
@@ -86,6 +87,11 @@ def claim(out, settings, earlier):
         json.dump(own, file, indent=4)
     written = (re.sub(r'\.[0-9]+\.part$', '', name) for name in names)
     clear_strays(*{os.path.join(out, name) for name in written if OURS.fullmatch(name)})
+
+
+def _completed(settings, earlier):
+    """The settings, a dict, with what they lack from `earlier`, as of `claim`."""
+    return {**{name: value(settings) if callable(value) else value for name, value in earlier.items()}, **settings}
 
 
 def _read_settings(path):
@@ -380,7 +386,7 @@ def _trained_settings(arrays, checks, earlier):
     """The settings in a model's npz, a dict."""
     if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':
         raise ValueError('it has no settings')
-    settings = {'data': 'unknown data', **earlier, **_parse_settings(str(arrays['settings']))}
+    settings = {'data': 'unknown data', **_completed(_parse_settings(str(arrays['settings'])), earlier)}
     missing = [name for name in checks if name not in settings and name not in CHANGEABLE]
     if missing:
         raise ValueError(f'its settings lack {", ".join(missing)}')

@@ -1,14 +1,19 @@
 """A test shared out among processes: each takes some episodes at a time, and results are those of one process."""
 import concurrent.futures
+import contextlib
 import multiprocessing
+import os
 import pickle
 import signal
+import tempfile
+import threading
 
 import ops.blocks
 from experiment import console
 from ops.compat import cuda
 
 LEAST = 100  # episodes that are worth a process, which takes seconds to start
+MOST = 61  # processes: Windows waits for no more
 AT_A_TIME = 4  # episodes: after Ctrl-C those at hand are finished
 
 _work = None  # of a process: function, model, sampler
@@ -21,7 +26,7 @@ def worth(model, n_episodes):
     """
     if model.xp is cuda.cupy or not console.importable:
         return 1
-    return max(1, min(ops.blocks.THREADS, n_episodes // LEAST))
+    return max(1, min(ops.blocks.THREADS, n_episodes // LEAST, MOST))
 
 
 def shared(function, model, sampler, n_episodes, n_processes, done):
@@ -36,8 +41,8 @@ def shared(function, model, sampler, n_episodes, n_processes, done):
         done: function that is told how many more episodes are done.
 
     Returns:
-        The lists of all episodes in their order, as one; None where it cannot be shared out: a process died, or the
-        model's classes cannot be handed to another one. The sampler is then as before.
+        The lists of all episodes in their order, as one; None, after a warning, where it cannot be shared out: a
+        process died, or the model's classes cannot be handed to another one. The sampler is then as before.
     """
     start = sampler.get_state()
     parts = []
@@ -45,31 +50,60 @@ def shared(function, model, sampler, n_episodes, n_processes, done):
         parts.append((sampler.get_state(), min(AT_A_TIME, n_episodes - first)))
         sampler.skip(parts[-1][1])
     try:
-        work = pickle.dumps((function, model, sampler))
-        threads = max(1, ops.blocks.THREADS // n_processes)
-        # Spawned, not forked: BLAS's threads don't survive a fork.
-        with concurrent.futures.ProcessPoolExecutor(n_processes, multiprocessing.get_context('spawn'), _begin,
-                                                    (work, threads)) as pool:
-            futures = [pool.submit(_do, *part) for part in parts]
-            try:
-                for future in concurrent.futures.as_completed(futures):
-                    done(len(future.result()))
-                return [result for future in futures for result in future.result()]
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    except (pickle.PicklingError, AttributeError, TypeError,
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'work')
+            with open(path, 'wb') as file:
+                pickle.dump((function, model, sampler), file)
+            return _results(path, parts, n_processes, done)
+    except (pickle.PicklingError, AttributeError, TypeError, OSError, NotImplementedError,
             concurrent.futures.BrokenExecutor) as error:
         console.warn(f'the test goes on in one process, for it cannot be shared out ({error or type(error).__name__})')
         sampler.set_state(start)
         return None
 
 
-def _begin(work, threads):
+def _results(path, parts, n_processes, done):
+    # Spawned, not forked: BLAS's threads don't survive a fork.
+    with concurrent.futures.ProcessPoolExecutor(n_processes, multiprocessing.get_context('spawn'), _begin,
+                                                (path, max(1, ops.blocks.THREADS // n_processes))) as pool:
+        try:
+            with _ctrl_c_later():  # it would end processes that are just beginning
+                futures = [pool.submit(_do, *part) for part in parts]
+            for future in concurrent.futures.as_completed(futures):
+                done(len(future.result()))
+            return [result for future in futures for result in future.result()]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def _ctrl_c_later():
+    """Keeps Ctrl-C until the end of a `with`, and for good from the processes that begin within it."""
+    if not hasattr(signal, 'pthread_sigmask'):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(path, threads):
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that shares out
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    console.keep_memory()
     ops.blocks.THREADS = threads
-    _work = pickle.loads(work)
+    with open(path, 'rb') as file:
+        _work = pickle.load(file)
+
+
+def _end_with_parent():
+    """A process whose parent was killed would wait for work for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _do(state, n_episodes):

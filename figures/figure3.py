@@ -27,13 +27,13 @@ import numpy as np  # noqa: E402
 
 import data  # noqa: E402
 from beyond import CENTRED, CentredMetaNet  # noqa: E402
-from experiment.checkpoints import Snapshot, check_folder, claim  # noqa: E402
+from experiment.checkpoints import Snapshot, claim  # noqa: E402
 from experiment.console import plain_errors, say  # noqa: E402
 from experiment.evaluation import interval, test  # noqa: E402
 from experiment.log import Log, Report  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, train  # noqa: E402
 from experiment.settings import COMMON, as_tuple, configured, one_of, whole, wholes  # noqa: E402
-from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
+from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
 from metanet import CNN, MetaNet  # noqa: E402
 from ops.compat import chainer, training  # noqa: E402
 from ops.device import use as use_device  # noqa: E402
@@ -116,7 +116,10 @@ def build(settings, filters, number=0):
 def run(settings):
     """The training with its tests, and the figure."""
     with plain_errors():
-        check_folder(out)
+        check_names(out, 'figure3.csv', 'figure3.png')
+        sizes = n_filters, *as_tuple(n_filters_fixed)
+        if len(set(sizes)) < len(sizes):
+            raise ValueError(f'n_filters = {n_filters} and n_filters_fixed = {n_filters_fixed}: give different numbers')
         device = use_device(gpu)
         classes, new_classes, source = data.omniglot(input_path, 'previous')
         sampler, test_sampler = (
@@ -125,7 +128,7 @@ def run(settings):
         channels, image_size = data.image_shape(classes)
         settings = dict(settings, data=source, channels=channels, image_size=image_size)
         model, *others = (build(settings, filters, number)
-                          for number, filters in enumerate((n_filters, *as_tuple(n_filters_fixed))))
+                          for number, filters in enumerate(sizes))
         for one in model, *others:
             one.to_device(device)
         optimizer = chainer.optimizers.Adam(alpha).setup(model)

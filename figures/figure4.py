@@ -21,17 +21,16 @@ from experiment import console  # noqa: E402
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-
 import numpy as np  # noqa: E402
 
 import data  # noqa: E402
-from experiment.checkpoints import Snapshot, check_folder, claim  # noqa: E402
+from experiment.checkpoints import Snapshot, claim  # noqa: E402
 from experiment.console import plain_errors, say  # noqa: E402
 from experiment.evaluation import interval, test  # noqa: E402
 from experiment.log import Log, Report  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, train  # noqa: E402
 from experiment.settings import COMMON, configured, path_of, whole  # noqa: E402
-from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
+from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
 from metanet import F, FastLinear, MetaNet, Network  # noqa: E402
 from ops.compat import chainer, training  # noqa: E402
 from ops.device import use as use_device  # noqa: E402
@@ -57,7 +56,7 @@ CHECKS = {name: COMMON[name] for name in ('input_path', 'out', 'gpu', 'seed', 'n
                                           'n_queries', 'n_epoch', 'n_episodes', 'alpha', 'clip')}
 CHECKS.update(mnist_path=path_of('a folder', optional=True), n_units=whole(1, 10 ** 4), n_permutations=whole(1, 1000),
               n_epoch_omniglot=whole(1), n_test_episodes=whole(2))
-MNIST_ALONE = 'mnist_path', 'n_permutations', 'n_epoch', 'n_test_episodes'  # settings that Omniglot's training ignores
+MNIST_ALONE = 'n_permutations', 'n_epoch', 'n_test_episodes'  # settings that Omniglot's training ignores
 META = 'm_conv', 'm_fc', 'd_conv', 'd_fc'  # the meta learner's parts, Z and G in the paper
 PAPER = 1.24, -1.7  # the largest changes of accuracy in the paper, in %
 
@@ -173,11 +172,16 @@ def run(settings):
     """Both trainings, the tests, and the figure."""
     episodes = n_outputs_train, nb_samples_per_class, n_queries
     with plain_errors():
-        check_folder(out)
+        check_names(out, 'figure4.csv', 'figure4.png')
         device = use_device(gpu)
         characters, new_characters, omniglot_name = data.omniglot(input_path, 'previous')
         digits, _, mnist_name = data.mnist(mnist_path or None)
+        shapes = data.image_shape(characters), data.image_shape(digits)
+        if shapes[0] != shapes[1]:
+            raise ValueError(f'characters have (channels, size) {shapes[0]}, but digits {shapes[1]}: give others that '
+                             'have the same (input_path)')
         settings = dict(settings, data=f'{omniglot_name}, then {mnist_name}')
+        del settings['mnist_path']  # another run may find them elsewhere
         orders = np.random.RandomState([seed, 2])
         orders = [orders.permutation(digits['0'][0].size) for _ in range(n_permutations)]
         permuted = {f'{digit}, order {i}': Permuted(images, order)

@@ -17,15 +17,12 @@ from experiment import console  # noqa: E402
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-
-
 import data  # noqa: E402
 import train_omniglot  # noqa: E402
-from experiment.checkpoints import check_folder  # noqa: E402
 from experiment.console import plain_errors  # noqa: E402
-from experiment.results import final_test  # noqa: E402
+from experiment.results import final_test, is_papers  # noqa: E402
 from experiment.settings import COMMON, Check, configured, path_of, refuse_images, whole  # noqa: E402
-from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
+from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
 from ops.device import use as use_device  # noqa: E402
 
 # npz files of trained models, with a comma between them
@@ -33,7 +30,7 @@ models = 'assets/omniglot_5way.npz,assets/omniglot_20way.npz,assets/omniglot_20w
 mnist_path = ''  # folder of MNIST's four files; '': what MNIST_DIR names, else they are downloaded
 out = 'result/figure5'  # folder for the figure and its numbers
 gpu = -1  # number of the CUDA device; -1 for the CPU
-seed = 0  # of the episodes, and of inserted softmax layers
+seed = 0  # of the episodes
 nb_samples_per_class = 1  # shot
 n_queries = 10  # query images a class
 n_test_episodes = 1000
@@ -54,7 +51,7 @@ def paths(text):
 def run():
     """Tests all models on the same episodes."""
     with plain_errors():
-        check_folder(out)
+        check_names(out, 'figure5.csv', 'figure5.png')
         device = use_device(gpu)
         _, digits, source = data.mnist(mnist_path or None)
         loaded = []
@@ -63,11 +60,14 @@ def run():
             refuse_images(trained, data.image_shape(digits), source)
             loaded += [train_omniglot.load(path, [len(digits)], inserted_scale, weights)
                        for weights in trained['all_weights']]
+        sampler = data.EpisodeSampler(digits, len(digits), nb_samples_per_class, n_queries, seed=seed, xp=device.xp)
     rows = []
-    sampler = data.EpisodeSampler(digits, len(digits), nb_samples_per_class, n_queries, seed=seed, xp=device.xp)
     for model, trained in loaded:
         model.to_device(device)
-        paper = PAPER[trained['variant']] if nb_samples_per_class == 1 and source == 'MNIST' else None
+        comparable = (trained['data'] == 'Omniglot' and source == 'MNIST'
+                      and nb_samples_per_class == trained['nb_samples_per_class'] == 1
+                      and is_papers(trained, train_omniglot.usual_classes(trained), train_omniglot.SIZES))
+        paper = PAPER[trained['variant']] if comparable else None
         final_test(model, {len(digits): sampler}, n_test_episodes, train_omniglot.label(trained, source),
                    {len(digits): paper}, rows.append)
     with plain_errors():

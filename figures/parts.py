@@ -1,10 +1,25 @@
 """What the figures' scripts share: tables in csv files, and pictures."""
 import csv
+import os
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiment.checkpoints import check_folder
 from sources.files import replacing
+
+
+def check_names(folder, *names):
+    """Refuses a folder in which a folder has the name of a file to come, before any long work starts.
+
+    Raises:
+        OSError: there is one, or nothing could be written there.
+    """
+    check_folder(folder)
+    for name in names:
+        if os.path.isdir(os.path.join(folder, name)):
+            raise IsADirectoryError(f'{os.path.join(folder, name)} is a folder, but a file of that name is to be '
+                                    'written: rename it, or give another folder (out)')
 
 
 def write_table(path, rows):

@@ -26,7 +26,7 @@ class _NormalizedTiles(PooledConvolution):
 
     def forward(self, inputs):
         x, weight, gamma, beta = inputs
-        self.retain_inputs((0, 1, 2))
+        self.retain_inputs((0, 2))
         self.retain_outputs((0,))
         self.sign = numpy.where(gamma < 0, -1, 1).astype(x.dtype)
         self.turned = weight * self.sign[:, None, None, None]
@@ -81,7 +81,7 @@ class _NormalizedTiles(PooledConvolution):
         return mean, sum(squares + n * (its - mean) ** 2 for n, its, squares in blocks) / mean.dtype.type(count)
 
     def backward(self, indexes, grad_outputs):
-        x, _, gamma = (variable.array for variable in self.get_retained_inputs())
+        x, gamma = (variable.array for variable in self.get_retained_inputs())
         y, gy = (array.transpose(0, 2, 3, 1) for array in (self.get_retained_outputs()[0].array, grad_outputs[0].array))
         gy = gy * (y > 0)
         g_beta = _column_sums(gy)

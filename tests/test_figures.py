@@ -50,6 +50,11 @@ def test_figure3_tests_all_base_learners_from_the_start_on(folder, capsys):
     assert rows('here/figure3.csv')[:6] == first
 
 
+@pytest.mark.parametrize('fixed', ['4,6', '6,6', '4'])
+def test_figure3_needs_different_base_learners(folder, fixed):
+    assert 'give different numbers' in ending(figure3.main, THREE + ['--n_filters_fixed', fixed])
+
+
 @pytest.mark.parametrize('initialisation', ['uniform', 'chainer'])
 def test_fixed_slow_weights_stay_and_all_else_is_the_trained_models(monkeypatch, initialisation):
     for name, value in {'n_filters': 4, 'n_test_episodes': 3, 'initialisation_fixed': initialisation}.items():
@@ -84,10 +89,39 @@ def test_figure4_goes_on_and_ends_in_a_table(folder, capsys):
     assert longer[:3] == first and longer[3]['episodes'] == '6'
 
 
-def test_changes_are_those_of_the_same_episodes(folder):
+def test_changes_are_those_of_the_same_episodes(monkeypatch):
     """Where the meta learner stays, nothing changes."""
-    figure4.main(FOUR + ['--alpha=1e-30'])
-    assert [(row['change'], row['interval']) for row in rows('here/figure4.csv')[1:]] == [('0.0', '0.0')] * 2
+    monkeypatch.setattr(figure4, 'n_units', 4)
+    model = figure4.build(28 * 28, 0)
+    sampler = data.EpisodeSampler(DIGITS, 5, 1, 2)
+    retention = figure4.Retention(model, model, sampler, 3)
+    observation = {}
+    with chainer.Reporter().scope(observation):
+        retention(None)
+    assert observation['test/Omniglot/change'] == observation['test/Omniglot/interval'] == 0
+    assert observation['test/Omniglot/loss'] == retention.before[:, 0].mean()
+    assert len(set(retention.before[:, 0])) == 3
+
+
+def test_figure4_goes_on_with_mnist_elsewhere(folder, capsys):
+    figure4.main(FOUR)
+    figure4.main(FOUR + ['--mnist_path=elsewhere'])
+    assert 'going on after 4 episodes' in capsys.readouterr().out
+
+
+def test_figure4_needs_characters_of_the_digits_size(folder):
+    for part, names in ('train', 'abcdef'), ('test', 'uvwxyz'):
+        data.save_classes(folder / 'characters' / f'{part}.npz', {
+            name: np.random.RandomState(ord(name)).randint(256, size=(20, 20, 20)).astype(np.uint8) for name in names})
+    assert 'characters have (channels, size) (1, 20)' in ending(figure4.main, FOUR)
+
+
+@pytest.mark.parametrize('figure, words', [(figure3, 'THREE'), (figure4, 'FOUR'), (figure5, 'FIVE')])
+def test_a_folder_in_the_place_of_the_result_is_found_at_once(folder, figure, words):
+    name = figure.__name__.split('.')[1]
+    (folder / 'here' / f'{name}.csv').mkdir(parents=True)
+    assert 'rename it' in ending(figure.main, globals()[words])
+    assert len(list((folder / 'here').iterdir())) == 1
 
 
 def test_figure4_refuses_the_folder_of_another_run(folder):
@@ -129,6 +163,9 @@ def test_kept_slow_weights_stay(monkeypatch):
 # Figure 5 -------------------------------------------------------------------------------------------------------------
 
 
+FIVE = ['--models=model.npz', '--out=here']
+
+
 def test_figure5_tests_every_model_and_its_average(folder, capsys):
     train('train_omniglot', '--input_path=characters')
     train('train_omniglot', '--input_path=characters', '--variant=MetaNet-', '--average_decay=0', '--out=minus')
@@ -141,6 +178,22 @@ def test_figure5_tests_every_model_and_its_average(folder, capsys):
                                  'MetaNet- (4 filters)')):
         assert row['model'].startswith(f'{name} trained 5-way, on own data (characters), tested on few digits')
     assert (folder / 'five' / 'figure5.png').stat().st_size > 1000
+
+
+@pytest.mark.parametrize('as_trained, paper', [({}, ''), ({'data': 'Omniglot'}, ''),
+                                               ({'data': 'Omniglot', 'n_filters': 64}, '74.8')])
+def test_figure5_names_the_papers_number_beside_the_papers_models(folder, monkeypatch, as_trained, paper):
+    monkeypatch.setattr(data, 'mnist', lambda path: (DIGITS, DIGITS, 'MNIST'))
+    train('train_omniglot', '--input_path=characters', '--average_decay=0')
+    model, settings = figure5.train_omniglot.load('here/model.npz', [10])
+    monkeypatch.setattr(figure5.train_omniglot, 'load', lambda *args: (model, {**settings, **as_trained}))
+    figure5.main(['--models=here/model.npz', '--n_test_episodes=2', '--n_queries=2', '--out=five'])
+    assert [row['paper'] for row in rows('five/figure5.csv')] == [paper]
+
+
+def test_figure5_needs_enough_images(folder):
+    train('train_omniglot', '--input_path=characters', '--average_decay=0')
+    assert 'lower shot or n_query' in ending(figure5.main, ['--models=here/model.npz', '--n_queries=20'])
 
 
 def test_figure5_needs_models_of_characters(folder):

@@ -1,10 +1,14 @@
 """Tests shared out among processes."""
 import functools
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
-from small_runs import Classifier, sampler
+from small_runs import ROOT, Classifier, sampler
 
 import data
 import ops.blocks
@@ -84,6 +88,70 @@ def test_a_program_that_others_cannot_import_tests_alone(shares, monkeypatch):
     monkeypatch.setattr(console, 'importable', False)
     run_test(Classifier(), sampler(), 7)
     assert not shares
+
+
+SCRIPT = """if True:
+    import multiprocessing, sys, threading, time
+    from small_runs import ROOT, Classifier, sampler
+    from experiment import console, processes
+    from experiment.evaluation import test
+    from experiment.loop import Epochs
+    if __name__ == '__main__':
+        def tell():
+            while len(multiprocessing.active_children()) < 2:
+                time.sleep(0.01)
+            print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+        threading.Thread(target=tell, daemon=True).start()
+        console.importable = True
+        processes.LEAST, processes.ops.blocks.THREADS = 1, 2
+        with Epochs(1) as stop:
+            print(len(test(Classifier(), sampler(), int(sys.argv[1]))), stop.pressed)
+"""
+
+
+@pytest.fixture
+def program(tmp_path):
+    """Starts a program that shares out so many episodes, and returns it and its processes, that are just beginning."""
+    path = tmp_path / 'program.py'
+    path.write_text(SCRIPT)
+    folders = os.pathsep.join([os.path.dirname(__file__), ROOT])
+
+    def start(n_episodes):
+        running = subprocess.Popen([sys.executable, str(path), str(n_episodes)], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True, start_new_session=True,
+                                   env=dict(os.environ, PYTHONPATH=folders))
+        return running, [int(word) for word in running.stdout.readline().split()]
+
+    return start
+
+
+@pytest.mark.skipif(not hasattr(os, 'killpg'), reason='signals of another kind')
+def test_ctrl_c_waits_for_the_episodes_at_hand(program):
+    running, _ = program(40)
+    os.killpg(running.pid, signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert out.split() == ['40', 'True'] and 'Traceback' not in err and 'one process' not in err
+
+
+@pytest.mark.skipif(not hasattr(os, 'killpg'), reason='signals of another kind')
+def test_processes_end_with_the_program(program):
+    running, children = program(2000)
+    running.kill()
+    running.communicate(timeout=60)
+    for _ in range(600):
+        if not any(map(is_there, children)):
+            return
+        time.sleep(0.05)
+    raise AssertionError('they are still there')
+
+
+def is_there(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f'/proc/{pid}/stat', encoding='ascii') as file:
+        return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
 
 
 @pytest.mark.parametrize('rotate', [False, True])

@@ -1,8 +1,9 @@
 """train_mini_imagenet.py: the paper's protocol, on invented textures and on files of images."""
+import json
 import os
 
 import pytest
-from small_scripts import TEXTURES, call, refusal, train
+from small_scripts import SMALL, TEXTURES, call, refusal, train
 
 import data
 
@@ -60,3 +61,15 @@ def test_a_folder_that_was_named_is_not_replaced_by_textures(script):
 def test_classes_in_two_files_are_refused(script):
     data.save_classes('images/dev.npz', dict(TEXTURES[:7]))
     assert 'is in both' in refusal(script, '--out=here', '--input_path=images')
+
+
+def test_a_run_of_an_earlier_version_had_as_many_queries_in_tests_as_in_training(script, capsys):
+    train(script, '--input_path=images', '--n_queries_test=3')
+    with open('here/settings.json', encoding='utf-8') as file:
+        settings = json.load(file)
+    assert settings.pop('n_queries_test') == 3
+    with open('here/settings.json', 'w', encoding='utf-8') as file:
+        json.dump(settings, file)
+    assert 'n_queries_test (3 there, 2 now)' in refusal(script, *SMALL[script], '--input_path=images', '--n_epoch=2')
+    train(script, '--input_path=images', '--n_queries_test=3', '--n_epoch=2')
+    assert 'going on after 1 episodes' in capsys.readouterr().out
