@@ -19,10 +19,10 @@ import numpy as np
 
 import data
 from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
-from experiment.checkpoints import WEIGHTS, Snapshot, check_folder, claim, class_names, load_model, save_models
+from experiment.checkpoints import WEIGHTS, check_folder, claim, class_names, load_model, save_models
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
-from experiment.log import Log, Report
+from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.results import is_papers, model_name, report_result, result_label, write_results
 from experiment.settings import COMMON, configured, one_of, refuse_conflicts, refuse_images, whole
@@ -149,10 +149,7 @@ def train_model(settings):
         trainer.extend(best)
     if n_decay:
         trainer.extend(decay(updater, n_epoch, n_decay))
-    log = Log(source)
-    trainer.extend(log)
-    trainer.extend(Snapshot())
-    trainer.extend(Report(log))
+    record(trainer, source)
     train(trainer)
 
     with plain_errors(OSError):

@@ -18,10 +18,10 @@ import numpy as np
 
 import data
 from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
-from experiment.checkpoints import Snapshot, check_folder, claim, class_names, load_model, save_models
+from experiment.checkpoints import check_folder, claim, class_names, load_model, save_models
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
-from experiment.log import Log, Report
+from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.results import final_test, is_papers, model_name, result_label, write_results
 from experiment.settings import COMMON, as_tuple, configured, one_of, refuse_conflicts, refuse_images, whole, wholes
@@ -162,10 +162,7 @@ def train_model(settings):
                          n_test_episodes, average=models.get('average'), watch=LiveActivations))
     if n_decay:
         trainer.extend(decay(updater, n_epoch, n_decay))
-    log = Log(source)
-    trainer.extend(log)
-    trainer.extend(Snapshot())
-    trainer.extend(Report(log))
+    record(trainer, source)
     train(trainer)
 
     with plain_errors(OSError):

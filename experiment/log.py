@@ -9,9 +9,23 @@ import warnings
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from experiment.checkpoints import Snapshot
 from experiment.console import is_terminal, say, warn
 from ops.compat import extensions, training
 from sources.files import printable, replacing
+
+
+def record(trainer, source):
+    """Has a trainer keep a log, snapshots to go on from, and reports of its epochs; returns the `Log`.
+
+    Args:
+        trainer: `chainer.training.Trainer`.
+        source: name of the data, for every row of the log.
+    """
+    log = Log(source)
+    for extension in log, Snapshot(), Report(log):
+        trainer.extend(extension)
+    return log
 
 
 class Log(extensions.LogReport):

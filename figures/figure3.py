@@ -27,10 +27,10 @@ import numpy as np  # noqa: E402
 
 import data  # noqa: E402
 from beyond import CENTRED, CentredMetaNet  # noqa: E402
-from experiment.checkpoints import Snapshot, claim  # noqa: E402
+from experiment.checkpoints import claim  # noqa: E402
 from experiment.console import plain_errors, say  # noqa: E402
 from experiment.evaluation import interval, test  # noqa: E402
-from experiment.log import Log, Report  # noqa: E402
+from experiment.log import record  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, train  # noqa: E402
 from experiment.settings import COMMON, as_tuple, configured, one_of, whole, wholes  # noqa: E402
 from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
@@ -137,9 +137,8 @@ def run(settings):
     trainer = training.Trainer(EpisodeUpdater(model, optimizer, sampler, n_episodes), Epochs(n_epoch), out)
     bases = OtherBases(model, dict(zip(as_tuple(n_filters_fixed), others)), test_sampler)
     untrained = bases.test()
-    log = Log(source)
-    for extension in bases, log, Snapshot(), Report(log):
-        trainer.extend(extension)
+    trainer.extend(bases)
+    log = record(trainer, source)
     train(trainer)
     with plain_errors():
         report(untrained, log.log)

@@ -24,10 +24,10 @@ if __name__ == '__main__':
 import numpy as np  # noqa: E402
 
 import data  # noqa: E402
-from experiment.checkpoints import Snapshot, claim  # noqa: E402
+from experiment.checkpoints import claim  # noqa: E402
 from experiment.console import plain_errors, say  # noqa: E402
 from experiment.evaluation import interval, test  # noqa: E402
-from experiment.log import Log, Report  # noqa: E402
+from experiment.log import record  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, train  # noqa: E402
 from experiment.settings import COMMON, configured, path_of, whole  # noqa: E402
 from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
@@ -162,9 +162,7 @@ def prepare(model, sampler, source, epochs, name, settings):
     optimizer = chainer.optimizers.Adam(alpha).setup(model)
     optimizer.add_hook(Clipping(clip))
     trainer = training.Trainer(EpisodeUpdater(model, optimizer, sampler, n_episodes), Epochs(epochs), folder)
-    log = Log(source)
-    for extension in log, Snapshot(), Report(log):
-        trainer.extend(extension)
+    record(trainer, source)
     return trainer
 
 

@@ -396,7 +396,6 @@ def install():
         setattr(cupy, name, _made(getattr(numpy, name), 1))
     for name, launches in (('zeros', 1), ('ones', 1), ('full', 1), ('arange', 1), ('eye', 1), ('empty', 0)):
         setattr(cupy, name, _made_of_shape(getattr(numpy, name), launches))
-    cupy.tile = _made(numpy.tile, 2)
     cupy.empty_like = _made(numpy.empty_like, 0)
     for name in ('broadcast_to', 'rollaxis', 'expand_dims', 'transpose', 'swapaxes', 'moveaxis', 'squeeze'):
         setattr(cupy, name, _viewed(getattr(numpy, name)))

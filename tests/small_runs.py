@@ -8,9 +8,9 @@ import numpy as np
 
 import beyond
 import data
-from experiment.checkpoints import Snapshot, claim, save_models
+from experiment.checkpoints import claim, save_models
 from experiment.evaluation import Tasks
-from experiment.log import Log, Report
+from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from ops.compat import F, L, chainer, training
 
@@ -75,10 +75,7 @@ def run(out, n_epoch, stop_at=-1, n_episodes=3, n_averaged=1, n_decay=0, alpha=1
     trainer.extend(Tasks(model, {'test/3-way': sampler(1)}, 2, average=average.model, watch=Classifier.watch))
     if n_decay:
         trainer.extend(decay(updater, n_epoch, n_decay))
-    log = Log(source)
-    trainer.extend(log)
-    trainer.extend(Snapshot())
-    trainer.extend(Report(log))
+    record(trainer, source)
     before(trainer)
     train(trainer)
     save_models(os.path.join(out, 'model.npz'), {'last': model, 'average': average.model}, settings)

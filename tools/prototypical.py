@@ -16,9 +16,9 @@ import numpy as np  # noqa: E402
 
 import data  # noqa: E402
 from experiment import console  # noqa: E402
-from experiment.checkpoints import Snapshot, check_folder, claim  # noqa: E402
+from experiment.checkpoints import check_folder, claim  # noqa: E402
 from experiment.evaluation import Best, Tasks  # noqa: E402
-from experiment.log import Log, Report  # noqa: E402
+from experiment.log import record  # noqa: E402
 from experiment.loop import EpisodeUpdater, Epochs, train  # noqa: E402
 from experiment.results import report_result, write_results  # noqa: E402
 from experiment.settings import COMMON, configured, whole  # noqa: E402
@@ -102,10 +102,7 @@ def train_model(settings):
                 test_sampler, n_test_episodes)
     trainer.extend(best)
     trainer.extend(extensions.ExponentialShift('alpha', 0.5, alpha, optimizer=optimizer), trigger=(n_halve, 'epoch'))
-    log = Log(source)
-    trainer.extend(log)
-    trainer.extend(Snapshot())
-    trainer.extend(Report(log))
+    record(trainer, source)
     train(trainer)
 
     n_trained, _, *result = best.test_result
