@@ -18,7 +18,7 @@ import numpy as np
 from ops import NormalizedConvolution2D, convolution, linear, lstm, max_pooling, mixture, mlp
 from ops.checks import check_episode, check_images, check_meta_information, check_vectors
 from ops.compat import F, L, chainer
-from ops.lazy import needed
+from ops.lazy import looking_once, needed
 
 
 class FastLayer(chainer.Link):
@@ -337,6 +337,7 @@ class MetaNet(chainer.Chain):
             self.base.add_way(way)
             self.embed.add_way(way)
 
+    @looking_once
     def forward(self, support_x, support_y, query_x):
         """Algorithm 1: class scores of the query examples, from the support set alone.
 

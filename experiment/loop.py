@@ -2,6 +2,8 @@
 import sys
 import time
 
+import numpy
+
 from experiment.checkpoints import resume
 from experiment.console import Stop, fail, is_terminal, plain_errors, say
 from ops.blocks import one_blas_thread
@@ -100,14 +102,17 @@ class Clipping:
     def __call__(self, optimizer):
         xp = optimizer.target.xp
         params = list(optimizer.target.params(False))
-        squares = [param.grad.ravel().dot(param.grad.ravel()) for param in params]
-        norm = xp.sqrt(sum(squares))
+        gradients = xp.concatenate([param.grad.ravel() for param in params])  # a GPU wants few and large calls
+        ends = numpy.cumsum([param.size for param in params])[:-1].tolist()
+        parts = xp.split(gradients, ends)
+        norm = xp.sqrt(gradients.dot(gradients))
         chainer.report({'gradient_norm': norm})
-        rate = self.bound / xp.maximum(norm, self.bound)
-        for param, square in zip(params, squares):
+        for part in parts if self.apart else [gradients]:
             if self.apart:
-                rate = self.bound / xp.maximum(xp.sqrt(square), self.bound)
-            param.grad = param.grad * rate
+                norm = xp.sqrt(part.dot(part))
+            part *= self.bound / xp.maximum(norm, self.bound)
+        for param, part in zip(params, parts):
+            param.grad = part.reshape(param.shape)
 
 
 def decay(updater, n_epoch, n_decay):

@@ -1,9 +1,9 @@
-"""`bounds` against what the meta learner itself generates."""
+"""`bounds` against what the meta learner itself generates, and `lazy`."""
 import numpy as np
 import pytest
 
-from ops import bounds, meta_learners
-from ops.compat import chainer
+from ops import bounds, lazy, meta_learners
+from ops.compat import F, chainer
 
 SHAPES = {'mlp': [(20, 2), (20,), (20, 20), (20,), (1, 20), (1,)],
           'lstm': [(80, 2), (80,), (80, 20), (1, 20), (1,)]}
@@ -129,3 +129,19 @@ def test_nothing_is_said_where_numbers_overflow():
         param *= 1e25
     with np.errstate(all='ignore'):
         assert not is_negative('mlp', [gradients(1)], params)
+
+
+def test_an_array_is_looked_at_once_in_a_call_and_anew_in_the_next():
+    x, made = np.zeros(2, np.float32), []
+    promise = lazy.Deferred(lambda: made.append(1))
+
+    @lazy.looking_once
+    def look(x):
+        for _ in range(2):
+            lazy.needed(promise, x, F.relu)
+            x -= 1
+
+    look(x)
+    assert not made
+    look(x)
+    assert len(made) == 2
