@@ -383,7 +383,7 @@ def install():
     operations = ('add', 'subtract', 'multiply', 'divide', 'maximum', 'minimum', 'greater', 'less', 'equal', 'sqrt',
                   'exp', 'log', 'log1p', 'tanh', 'abs', 'sign', 'square', 'isfinite', 'logical_and', 'negative',
                   'clip', 'where', 'matmul', 'dot', 'sum', 'max', 'min', 'any', 'all', 'mean', 'argmax', 'take',
-                  'zeros_like', 'ones_like', 'full_like', 'copyto', 'isnan', 'amax')
+                  'zeros_like', 'ones_like', 'full_like', 'copyto', 'isnan', 'amax', 'reciprocal')
     cupy = _module('cupy', __version__='14.2.0', __path__=[], ndarray=ndarray, float32=numpy.float32,
                    float64=numpy.float64, int32=numpy.int32, int64=numpy.int64, bool_=numpy.bool_, newaxis=None,
                    ElementwiseKernel=ElementwiseKernel, ReductionKernel=ReductionKernel,

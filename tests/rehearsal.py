@@ -10,8 +10,9 @@ import check_golden  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
-from data import EpisodeSampler, synthetic_strokes  # noqa: E402
+from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater  # noqa: E402
 from ops import device, tiled  # noqa: E402
 from ops.compat import chainer, cuda  # noqa: E402
@@ -142,6 +143,21 @@ def test_training_resumes_to_the_last_bit(tmp_path):
     learn(other, other_optimizer, other_sampler)
     for (name, array), other_array in zip(parameters(model).items(), parameters(other).values()):
         assert (array == other_array).all(), name
+
+
+@pytest.mark.parametrize('kind', ['partial', 'partial, u'])
+def test_mini_imagenets_models_test_as_on_the_cpu(kind):
+    losses = []
+    for gpu in (-1, 0):
+        place = device.use(gpu)
+        settings = dict(vars(train_mini_imagenet), model=kind, channels=3, image_size=42)
+        model = train_mini_imagenet.build(settings, [2])
+        model.initialize_uniform(0)
+        model.to_device(place)
+        episode = EpisodeSampler(synthetic_textures(2, 2, 42), 2, 1, 1, xp=place.xp).sample()
+        with chainer.using_config('train', False), chainer.no_backprop_mode():
+            losses.append(float(cuda.to_cpu(model.loss(episode).array)))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.parametrize('training, launches, synchronisations', [(True, 900, 6), (False, 400, 5)])

@@ -35,3 +35,13 @@ def test_mini_imagenets_models_are_timed_too():
     options = ['--model', 'partial, u', '--way', '2', '--query', '1', '--repeats', '1']
     shown = subprocess.run([sys.executable, BENCHMARK] + options, check=True, stdout=subprocess.PIPE, text=True).stdout
     assert len(re.findall(r'^episode  +\d+ ms', shown, re.MULTILINE)) == 2 and 'peak memory' in shown
+
+
+def test_launches_are_counted_by_part_without_a_gpu():
+    script = os.path.join(os.path.dirname(BENCHMARK), 'launches.py')
+    options = ['--model', 'partial, u', '--way', '2', '--query', '1']
+    shown = subprocess.run([sys.executable, script] + options, check=True, stdout=subprocess.PIPE, text=True).stdout
+    tables = [[int(line.split()[-2]) for line in table.splitlines()[1:]] for table in shown.strip().split('\n\n')]
+    assert len(tables) == 2
+    for *parts, episode in tables:
+        assert sum(parts) == episode > 0

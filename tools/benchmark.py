@@ -38,6 +38,7 @@ import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
 from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
 from experiment.console import keep_memory  # noqa: E402
+from experiment.loop import Clipping  # noqa: E402
 from ops.blocks import THREADS  # noqa: E402
 from ops.compat import chainer  # noqa: E402
 from ops.device import use  # noqa: E402
@@ -152,7 +153,7 @@ def run(args, weights):
     model = build(args, weights)
     model.to_device(device)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
-    optimizer.add_hook(chainer.optimizer_hooks.GradientClipping(10))
+    optimizer.add_hook(Clipping(10))
     clock = Clock(device)
     model.meta_information = clock.timed(
         model.meta_information, lambda network, *_: f"{'base' if network is model.base else 'embed'} gradients")
