@@ -133,3 +133,6 @@ def test_a_template_that_asks_for_an_unknown_run_is_refused():
     results = make_results.Results(runs.read_runs(), runs.read_paper())
     with pytest.raises(ValueError, match='accuracy 99Z 5'):
         make_results.render('{{ accuracy 99Z 5 }}', results)
+    with pytest.raises(ValueError, match='without its'):
+        make_results.render('{{ accuracy 5A 5', results)
+    assert '98.10' in make_results.render('{{ accuracy 5A\n5 }}', results)

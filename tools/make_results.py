@@ -232,7 +232,7 @@ def render(template, results):
     """The template with what its {{ }} stand for.
 
     Raises:
-        ValueError: one of them names no table, run or test.
+        ValueError: one of them names no table, run or test, or lacks an end.
     """
     def replace(match):
         name, *arguments = shlex.split(match.group(1))
@@ -241,7 +241,10 @@ def render(template, results):
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f'{match.group()} in the template: no such table, run or test ({error})') from error
 
-    return NOTE + re.sub(r'\{\{(.*?)\}\}', replace, template)
+    text = re.sub(r'\{\{(.*?)\}\}', replace, template, flags=re.DOTALL)
+    if '{{' in text or '}}' in text:
+        raise ValueError('the template has a {{ without its }}, or a }} without its {{')
+    return NOTE + text
 
 
 def make():
