@@ -301,3 +301,15 @@ def test_mini_imagenet_refuses_ones_own_blank_and_repeated_images(tmp_path):
     save_parts(tmp_path, test={'d': np.zeros((2, 4, 4, 3), np.uint8)})
     with pytest.raises(ValueError, match="test.npz: image 0 of class 'd' is blank"):
         data.mini_imagenet(str(tmp_path))
+
+
+def test_one_image_among_thousands_may_be_in_two_parts(tmp_path):
+    many = np.random.RandomState(0).randint(1, 255, (1000, 4, 4, 3)).astype(np.uint8)
+    train = colours('ab')
+    many[-1:] = train['b'][:1]
+    save_parts(tmp_path, train=train, dev=colours('c'), test={'d': many})
+    assert len(data.mini_imagenet(str(tmp_path))[2]['d']) == 1000
+    many[-2] = many[-1]
+    save_parts(tmp_path, test={'d': many})
+    with pytest.raises(ValueError, match='2 of 1000 images'):
+        data.mini_imagenet(str(tmp_path))
