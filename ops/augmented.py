@@ -244,8 +244,8 @@ def convolution(x, weights, group=1, relu=False, pool=False):
     Raises:
         chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
-    if pool and relu and len(weights) == 1 and tiled.suits(x, weights[0]):
-        return rectified(tiled.tiled(x, weights[0]))
+    if pool and relu and len(weights) == 1 and tiled.suits(x, weights[0], group):
+        return rectified(tiled.tiled(x, weights[0], group))
     y, = Convolution(group, relu, pool).apply([x] + list(weights))
     return rectified(y) if relu else y
 

@@ -2,7 +2,7 @@
 import numpy
 
 from ops.augmented import convolution
-from ops.blocks import relu_in_place, scratch
+from ops.blocks import relu_in_place
 from ops.compat import F, L, chainer, type_check
 from ops.pooling import max_pooling
 from ops.tiled import PooledConvolution, suits, tiles_of
@@ -14,6 +14,7 @@ class _NormalizedTiles(PooledConvolution):
     """
 
     def __init__(self, eps, mean=None, var=None):
+        super().__init__()
         self.eps = eps
         self.mean, self.var = mean, var
         self.given = mean is not None
@@ -38,47 +39,22 @@ class _NormalizedTiles(PooledConvolution):
         self.maxima = numpy.empty(self.tiles.pooled, x.dtype)
 
         def use(outputs, start, stop):
-            statistics = None if self.given else self._statistics(outputs)
-            if keep:
-                self.kept[:, :, start:stop] = outputs
+            sums = None if self.given else self.tiles.sums(outputs, self.kept, start, stop)
             self.tiles.pool(outputs, self.second, start, stop, self.maxima[start:stop])
-            return statistics
+            return sums
 
         parts = self.tiles.forward(x, self.turned, use)
         if self.given:
             mean, var = self.mean * self.sign, self.var
         else:
-            mean, var = self._together([block for part in parts for block in part], x[:, 0].size)
+            mean, squares = sum(block for part in parts for block in part) / x[:, 0].size
+            mean, var = mean.astype(x.dtype), (squares - mean ** 2).astype(x.dtype)
             self.mean, self.var = mean * self.sign, var
         self.turned_mean, self.inv_std = mean, 1 / numpy.sqrt(var + x.dtype.type(self.eps))
         scale = abs(gamma) * self.inv_std
         y = self.maxima * scale
         y += beta - mean * scale
         return relu_in_place(y).transpose(0, 3, 1, 2),
-
-    def _statistics(self, outputs):
-        """Count, mean, and sum of squared differences from it, of a block's outputs: the latter two (o,)."""
-        h, w = self.tiles.size
-        count = outputs.shape[2] * h * w
-        for part in self.tiles.beyond(outputs):
-            part[...] = 0
-        mean = _column_sums(outputs) / count
-        for part in self.tiles.beyond(outputs):
-            part[...] = mean
-        rows = _rows(outputs)
-        centred = numpy.subtract(rows, self._wide(mean), out=scratch('centred', rows.shape, rows))
-        centred *= centred
-        return count, mean, _column_sums(centred.reshape(outputs.shape))
-
-    def _wide(self, vector):
-        """(o,) -> (columns x o,): NumPy is quick in long runs."""
-        return numpy.tile(vector, self.tiles.shape[1])
-
-    @staticmethod
-    def _together(blocks, count):
-        """Mean and variance, (o,) each, of all blocks."""
-        mean = sum(n / count * its for n, its, _ in blocks).astype(blocks[0][1].dtype)
-        return mean, sum(squares + n * (its - mean) ** 2 for n, its, squares in blocks) / mean.dtype.type(count)
 
     def backward(self, indexes, grad_outputs):
         x, gamma = (variable.array for variable in self.get_retained_inputs())
@@ -89,32 +65,20 @@ class _NormalizedTiles(PooledConvolution):
         g_scale = _column_sums(gy * (self.maxima - self.turned_mean)) * self.inv_std
         scale = abs(gamma) * self.inv_std
         gy *= scale
+        share = None
         if not self.given:  # the outputs have a share in the mean and in the variance
             count = x.dtype.type(x[:, 0].size)
             slope = -scale * self.inv_std * g_scale / count
-            slope, offset = map(self._wide, (slope, -scale * g_beta / count - slope * self.turned_mean))
+            share = self.kept, slope, -scale * g_beta / count - slope * self.turned_mean
 
         def g_outputs(start, stop):
-            g = self.tiles.unpool(gy[start:stop], self.second, start, stop)
-            if not self.given:
-                rows = _rows(self.kept[:, :, start:stop])
-                share = numpy.multiply(rows, slope, out=scratch('share', rows.shape, g))
-                share += offset
-                g += share.reshape(g.shape)
-                for part in self.tiles.beyond(g):
-                    part[...] = 0
-            return g
+            return self.tiles.unpool(gy[start:stop], self.second, start, stop, share)
 
         gx, g_weight = self.tiles.backward(x, self.turned, g_outputs, indexes)
         if g_weight is not None:
             g_weight *= self.sign[:, None, None, None]
         gradients = gx, g_weight, g_scale * self.sign, g_beta
         return [chainer.as_variable(gradients[i]) for i in indexes]
-
-
-def _rows(outputs):
-    """(..., columns, o) -> (..., columns x o)"""
-    return outputs.reshape(outputs.shape[:-2] + (-1,))
 
 
 def _column_sums(rows):

@@ -8,39 +8,78 @@ With many channels the outputs come from Winograd's algorithm F(2x2, 3x3) (Lavin
 and the kernels are transformed, multiplied entry by entry, and transformed back, with 16 multiplications where 36 are
 due. It is exact but for rounding. With few channels they come from products of patches.
 """
+import functools
+import os
+import warnings
+
 import numpy
 
 from ops.blocks import blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import chainer, type_check
 
-ELEMENTS = 1 << 18  # numbers in the inputs of a block's tiles, or in their products
+ELEMENTS = 1 << 17  # numbers in the inputs of a block's tiles, or in their products
 LEAST = 16  # channels that Winograd's algorithm is worth it for
 TRANSFORM = numpy.array([[1, 0, 0], [.5, .5, .5], [.5, -.5, .5], [0, 0, 1]], numpy.float32)  # of a kernel; G there
 
 
-def suits(x, weight):
-    """Whether a weight, (o, 3, 3, c) for all examples, and maps x can be convolved in tiles, on a CPU."""
-    return weight.ndim == 4 and weight.shape[1:3] == (3, 3) and isinstance(chainer.as_array(x), numpy.ndarray)
+@functools.cache
+def _loops():
+    """The module `loops`, or None where Numba is missing or told not to compile. It takes half a second to import."""
+    if os.environ.get('NUMBA_DISABLE_JIT', '0') not in ('', '0'):
+        return None
+    try:
+        import ops.loops as loops
+    except ImportError as error:
+        if error.name != 'numba':  # it is there, but not for this NumPy
+            warnings.warn(f'Numba cannot be used, so convolutions take longer: {error}', stacklevel=2)
+        return None
+    return loops
 
 
-def tiled(x, weight):
-    """The function for these: from (n, c, h, w), channels last in memory, and (o, 3, 3, c) to (n, o, h / 2, w / 2)."""
-    return PooledConvolution().apply((x, weight))[0]
+def _compiled(array):
+    """The module `loops`, or None, for arrays like this one."""
+    return _loops() if array.dtype in (numpy.float32, numpy.float64) else None
+
+
+def suits(x, weight, group=1):
+    """Whether maps x and a weight can be convolved in tiles, on a CPU.
+
+    The weight is (o, 3, 3, c) for all examples, or the same for each of g groups, as `numpy.broadcast_to` makes it, (g,
+    o, 3, 3, c) without a copy: groups get gradients of their own. Few tiles to a group aren't worth it then.
+    """
+    x, weight = chainer.as_array(x), chainer.as_array(weight)
+    return (isinstance(x, numpy.ndarray) and weight.shape[-3:-1] == (3, 3)
+            and (weight.ndim == 4 or weight.ndim == 5 and weight.strides[0] == 0 and group * x[0, 0].size > 16))
+
+
+def tiled(x, weight, group=1):
+    """The function for these: from (n, c, h, w), channels last in memory, to (n, o, h / 2, w / 2).
+
+    Args:
+        x, weight: as of `suits`.
+        group: consecutive examples to a group; the last group may be smaller.
+    """
+    return PooledConvolution(group).apply((x, weight))[0]
 
 
 class PooledConvolution(chainer.FunctionNode):
     """See `tiled`."""
 
+    def __init__(self, group=1):
+        self.group = group
+
     def check_type_forward(self, in_types):
         x, weight = in_types[0], in_types[1]
-        type_check.expect(x.dtype.kind == 'f', weight.dtype == x.dtype, x.ndim == 4, weight.ndim == 4,
-                          weight.shape[1] == 3, weight.shape[2] == 3, weight.shape[3] == x.shape[1])
+        type_check.expect(x.dtype.kind == 'f', weight.dtype == x.dtype, x.ndim == 4, weight.shape[-3] == 3,
+                          weight.shape[-2] == 3, weight.shape[-1] == x.shape[1])
+        if type_check.eval(weight.ndim) == 5:
+            type_check.expect(weight.shape[0] == -(-type_check.eval(x.shape[0]) // self.group))
 
     def forward(self, inputs):
         x, weight = inputs
         self.retain_inputs((0, 1))
         self.retain_outputs((0,))
-        self.tiles = tiles_of(x, weight)
+        self.tiles = tiles_of(x, weight, self.group)
         y = numpy.empty(self.tiles.pooled, x.dtype)
         self.second = self.tiles.new_second()
         self.tiles.forward(x, weight, lambda outputs, start, stop: relu_in_place(self.tiles.pool(
@@ -59,9 +98,9 @@ class PooledConvolution(chainer.FunctionNode):
         return [chainer.as_variable(gradients[i]) for i in indexes]
 
 
-def tiles_of(x, weight):
+def tiles_of(x, weight, group=1):
     """`Tiles` for a convolution of x with a weight."""
-    return (_Winograd if weight.shape[-1] >= LEAST else _Patches)(x, weight)
+    return (_Winograd if weight.shape[-1] >= LEAST else _Patches)(x, weight, group)
 
 
 class Tiles:
@@ -70,17 +109,21 @@ class Tiles:
     Subclasses turn maps into matrices, and products of these with the kernels' into outputs, and back.
 
     Args:
-        x, weight: arrays (n, c, h, w) and (o, 3, 3, c).
+        x, weight: arrays as of `tiled`.
+        group: as there.
     """
 
-    def __init__(self, x, weight):
+    def __init__(self, x, weight, group):
+        self.n_groups = len(weight) if weight.ndim == 5 else 0  # 0: a gradient for all
+        self.group = group if self.n_groups else 1
         self.size = x.shape[2:]
         self.shape = tuple(-(-side // 2) for side in self.size)
-        self.pooled = (len(x), *self.shape, len(weight))
+        self.n_tiles = self.shape[0] * self.shape[1]  # of an example
+        self.pooled = (len(x), *self.shape, weight.shape[-4])
 
     def forward(self, x, weight, use):
         """Calls `use` on the outputs of each block, its start and its stop; returns what it returns, part by part."""
-        maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight)
+        maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight[0] if self.n_groups else weight)
 
         def work(blocks):
             used = []
@@ -90,7 +133,7 @@ class Tiles:
                 used.append(use(self.outputs(products, stop - start), start, stop))
             return used
 
-        return in_parts(work, self._cut(x, weight), numpy)
+        return in_parts(work, self._cut(x, self.numbers(weight.shape[-4], weight.shape[-1])), numpy)
 
     def backward(self, x, weight, g_outputs, indexes):
         """The way back: gradients of x and of the weight, None for what isn't in `indexes`.
@@ -100,28 +143,41 @@ class Tiles:
             g_outputs: function of a block's start and stop, that returns the gradient of its outputs.
             indexes: of those that are due, 0 and 1.
         """
-        maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight)
+        maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight[0] if self.n_groups else weight)
         gx = numpy.empty(maps.shape, x.dtype) if 0 in indexes else None
+        g_groups = numpy.empty(weight.shape, x.dtype) if self.n_groups and 1 in indexes else None
 
         def work(blocks):
-            total = numpy.zeros_like(kernels)
+            total = 0
             for start, stop in blocks:
                 g = self.g_products(g_outputs(start, stop))
                 if 1 in indexes:
-                    matrices = self.matrices(maps[start:stop])
-                    total += matmul(matrices.swapaxes(1, 2), g, scratch('g_kernels', kernels.shape, x))
+                    n = -(-(stop - start) // self.group) if self.n_groups else 1
+                    g_kernels = self.g_kernels(self.matrices(maps[start:stop]), g, n)
+                    if self.n_groups:
+                        first = start // self.group
+                        self.g_weights(g_kernels, g_groups[first:first + n])
+                    else:
+                        total = total + g_kernels
                 if gx is not None:
                     g_matrices = matmul(g, kernels.swapaxes(1, 2),
                                         scratch('products', g.shape[:2] + kernels.shape[1:2], x))
                     self.fold(g_matrices, gx[start:stop])
             return total
 
-        parts = in_parts(work, self._cut(x, weight), numpy)
-        return (gx.transpose(0, 3, 1, 2) if gx is not None else None,
-                numpy.ascontiguousarray(self.g_weight(sum(parts))) if 1 in indexes else None)
+        numbers = self.numbers(weight.shape[-4], weight.shape[-1])
+        if g_groups is not None:  # their kernels' gradients have to fit, too
+            numbers = max(numbers, 2 * weight[0].size // (self.group * self.n_tiles))
+        parts = in_parts(work, self._cut(x, numbers), numpy)
+        gradient = g_groups
+        if 1 in indexes and not self.n_groups:
+            gradient = numpy.empty(weight.shape, x.dtype)
+            self.g_weights(sum(parts), gradient[None])
+        return gx.transpose(0, 3, 1, 2) if gx is not None else None, gradient
 
-    def _cut(self, x, weight):
-        return blocks_of(len(x), max(1, ELEMENTS // (self.shape[0] * self.shape[1] * self.numbers(*weight.shape[::3]))))
+    def _cut(self, x, numbers):
+        """Blocks of examples; `numbers` to a tile in a block's largest array."""
+        return blocks_of(len(x), max(1, ELEMENTS // (self.n_tiles * numbers)), self.group)
 
     def padded(self, n, c, like):
         """Zeros around maps, to whole tiles: an array (n, h, w, c) whose border alone is set, and the maps in it."""
@@ -142,6 +198,10 @@ class Tiles:
         """The largest of each window's 2x2 outputs, into y; those beyond the edges don't count. Returns y."""
         for part in self.beyond(outputs):
             part[...] = -numpy.inf
+        if _compiled(y):
+            _compiled(y).pool(_flat(outputs, 4), None if second is None else _flat(second, 3), start * self.n_tiles,
+                              y.reshape(-1, y.shape[-1]))
+            return y
         left, right = outputs[:, 0], outputs[:, 1]
         rows = numpy.maximum(left, right, out=scratch('rows', left.shape, left))
         if second is not None:
@@ -149,16 +209,51 @@ class Tiles:
             numpy.greater(rows[1], rows[0], out=second[2, start:stop])
         return numpy.maximum(rows[0], rows[1], out=y)
 
-    def unpool(self, g, second, start, stop):
-        """The way back, (2, 2, ...): to where the maxima were, of equals to the first."""
-        second = second[:, start:stop]
-        rows = scratch('rows', (2,) + g.shape, g)
-        numpy.multiply(g, second[2], out=rows[1])
-        numpy.subtract(g, rows[1], out=rows[0])
+    def unpool(self, g, second, start, stop, share=None):
+        """The way back, (2, 2, ...): to where the maxima were, of equals to the first.
+
+        With `share`, of outputs as `sums` has kept them, slope and offset, (o,), it is outputs slope + offset more.
+        """
         outputs = scratch('outputs', (2, 2) + g.shape, g)
-        numpy.multiply(rows, second[:2], out=outputs[:, 1])
-        numpy.subtract(rows, outputs[:, 1], out=outputs[:, 0])
+        kept, slope, offset = share or (None,) * 3
+        if _compiled(g):
+            _compiled(g).unpool(numpy.ascontiguousarray(g).reshape(-1, g.shape[-1]), _flat(second, 3),
+                                None if kept is None else _flat(kept, 4), slope, offset, start * self.n_tiles,
+                                _flat(outputs, 4))
+        else:
+            second = second[:, start:stop]
+            rows = scratch('rows', (2,) + g.shape, g)
+            numpy.multiply(g, second[2], out=rows[1])
+            numpy.subtract(g, rows[1], out=rows[0])
+            numpy.multiply(rows, second[:2], out=outputs[:, 1])
+            numpy.subtract(rows, outputs[:, 1], out=outputs[:, 0])
+            if share:
+                more = numpy.multiply(kept[:, :, start:stop], slope, out=scratch('more', outputs.shape, g))
+                more += offset
+                outputs += more
+        for part in self.beyond(outputs) if share else ():
+            part[...] = 0
         return outputs
+
+    def sums(self, outputs, kept, start, stop):
+        """Sums of outputs and of their squares over all but the channels, float64 (2, o); `kept` gets a copy, or None.
+
+        Outputs beyond the edges become 0.
+        """
+        for part in self.beyond(outputs):
+            part[...] = 0
+        sums = numpy.zeros((2, 4, outputs.shape[-1]))
+        if _compiled(outputs):
+            _compiled(outputs).add_up(_flat(outputs, 4), None if kept is None else _flat(kept, 4),
+                                      start * self.n_tiles, sums)
+        else:
+            if kept is not None:
+                kept[:, :, start:stop] = outputs
+            rows = _flat(outputs, 4).astype(numpy.float64)
+            sums[0] = rows.sum(axis=1)
+            rows *= rows
+            sums[1] = rows.sum(axis=1)
+        return sums.sum(axis=1)
 
 
 class _Patches(Tiles):
@@ -171,8 +266,15 @@ class _Patches(Tiles):
     def kernels(self, weight):
         return weight.reshape(1, len(weight), -1).swapaxes(1, 2)
 
-    def g_weight(self, g):
-        return g[0].T.reshape(g.shape[2], 3, 3, -1)
+    def g_kernels(self, matrices, g, n):
+        """Gradients of the kernels (1, n, o, 9 c), one for each of n shares of a block's examples."""
+        if n == 1:
+            return g[0].T.dot(matrices[0])[None, None]
+        g, matrices = (array.reshape(4, n, -1, array.shape[2]) for array in (g, matrices))
+        return numpy.matmul(g.swapaxes(2, 3), matrices).sum(axis=0, keepdims=True)
+
+    def g_weights(self, g_kernels, out):
+        out[...] = g_kernels.reshape(out.shape)
 
     def matrices(self, maps):
         n, c = maps.shape[0], maps.shape[3]
@@ -208,50 +310,80 @@ class _Winograd(Tiles):
     def numbers(self, o, c):
         return 16 * max(o, c)
 
+    def _room(self, maps):
+        """For one example's padded map, and for a row of its tiles."""
+        c = maps.shape[3]
+        return self.padded(1, c, maps)[0][0], scratch('half', (4, 2 * self.shape[1] + 2, c), maps)
+
     def kernels(self, weight):
         transform = TRANSFORM.astype(weight.dtype)
         o, _, _, c = weight.shape
         half = transform.dot(weight.transpose(1, 2, 3, 0).reshape(3, -1))
         return matmul(transform, half.reshape(4, 3, -1), numpy.empty((4, 4, c * o), weight.dtype)).reshape(16, c, o)
 
-    def g_weight(self, g):
-        transform = TRANSFORM.T.astype(g.dtype)
-        _, c, o = g.shape
-        half = transform.dot(g.reshape(4, -1)).reshape(3, 4, -1)
-        return matmul(transform, half, numpy.empty((3, 3, c * o), g.dtype)).reshape(3, 3, c, o).transpose(3, 0, 1, 2)
+    def g_kernels(self, matrices, g, n):
+        """Gradients of the transformed kernels (16, n, o, c), one for each of n shares of a block's examples."""
+        g, matrices = (array.reshape(16, n, -1, array.shape[2]) for array in (g, matrices))
+        return matmul(g.swapaxes(2, 3), matrices, scratch('g_kernels', (16, n, g.shape[3], matrices.shape[3]), g))
+
+    def g_weights(self, g_kernels, out):
+        """The way back of `kernels`, for several: into out (n, o, 3, 3, c)."""
+        if _compiled(out):
+            _compiled(out).contract(g_kernels, out.dtype.type(.5), out)
+            return
+        for i, row in enumerate(_contract(g_kernels.reshape(4, 4, *g_kernels.shape[1:]))):
+            for j, entry in enumerate(_contract(row)):
+                out[:, :, i, j] = entry
 
     def matrices(self, maps):
         (rows, columns), (n, _, _, c) = self.shape, maps.shape
+        whole = scratch('whole', (4, 4, n, rows, columns, c), maps)
+        if _compiled(maps):
+            _compiled(maps).transform(numpy.ascontiguousarray(maps), *self._room(maps), _flat(whole, 16))
+            return _flat(whole, 16)
         padded, inside = self.padded(n, c, maps)
         inside[...] = maps
         half = scratch('half', (4, n, rows, 2 * columns + 2, c), maps)
         _transform([padded[:, i:i + 2 * rows:2] for i in range(4)], half)
-        whole = scratch('whole', (4, 4, n, rows, columns, c), maps)
         _transform([half[:, :, :, i:i + 2 * columns:2] for i in range(4)], whole.swapaxes(0, 1))
-        return whole.reshape(16, -1, c)
+        return _flat(whole, 16)
 
     def outputs(self, products, n):
+        outputs = scratch('outputs', (2, 2, n, *self.shape, products.shape[-1]), products)
+        if _compiled(products):
+            _compiled(products).reduce(products, _flat(outputs, 4))
+            return outputs
         products = products.reshape(4, 4, n, *self.shape, -1)
         half = scratch('half', (2,) + products.shape[1:], products)
         _reduce(products, half)
-        outputs = scratch('outputs', (2, 2) + products.shape[2:], products)
         _reduce(half.swapaxes(0, 1), outputs.swapaxes(0, 1))
         return outputs
 
     def g_products(self, g):
+        whole = scratch('whole_g', (4, 4) + g.shape[2:], g)
+        if _compiled(g):
+            _compiled(g).expand(_flat(g, 4), scratch('half', (8, g.shape[-1]), g), _flat(whole, 16))
+            return _flat(whole, 16)
         half = scratch('half', (4,) + g.shape[1:], g)
         _expand(g, half)
-        whole = scratch('whole_g', (4, 4) + g.shape[2:], g)
         _expand(half.swapaxes(0, 1), whole.swapaxes(0, 1))
-        return whole.reshape(16, -1, g.shape[-1])
+        return _flat(whole, 16)
 
     def fold(self, g, out):
         (rows, columns), (n, _, _, c) = self.shape, out.shape
+        if _compiled(g):
+            _compiled(g).overlap(g, *self._room(out), out)
+            return
         half = scratch('half', (4, n, rows, 2 * columns + 2, c), g)
         _overlap(g.reshape(4, 4, n, rows, columns, c).swapaxes(0, 1), half, 3)
         padded, inside = self.padded(n, c, g)
         _overlap(half, padded, 1)
         out[...] = inside
+
+
+def _flat(array, places):
+    """(places, tiles, channels)"""
+    return array.reshape(places, -1, array.shape[-1])
 
 
 def _transform(x, out):
@@ -291,3 +423,9 @@ def _expand(g, out):
     numpy.add(g[0], g[1], out=out[1])
     numpy.subtract(g[0], g[1], out=out[2])
     numpy.negative(g[1], out=out[3])
+
+
+def _contract(x):
+    """From four rows, or columns, of transformed kernels' gradients to three of the kernels'."""
+    half = (x[1] + x[2]) * .5
+    return x[0] + half, (x[1] - x[2]) * .5, half + x[3]

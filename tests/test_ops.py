@@ -103,35 +103,6 @@ def test_pooled_convolutions(case, relu):
     assert_same(function, expected, arrays)
 
 
-@pytest.mark.parametrize('case', TILED)
-def test_tiled_convolutions(case):
-    arrays = [draw(*shape, seed=i) for i, shape in enumerate(TILED[case])]
-    options = dict(relu=True, pool=True)
-    function, expected = products(ops, 'convolution', **options), products(reference, 'convolution', **options)
-    assert_same(function, expected, arrays)
-    arrays[0] = arrays[0].transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)  # channels last in memory
-    assert_same(function, expected, arrays)
-    with chainer.no_backprop_mode():
-        np.testing.assert_allclose(function(*arrays).array, expected(*arrays).array, atol=1e-10)
-    single = [array.astype(np.float32) for array in arrays]
-    np.testing.assert_allclose(function(*single).array, expected(*arrays).array, atol=1e-4)
-    assert function(*single).dtype == np.float32
-
-
-@pytest.mark.parametrize('n_channels', [2, 16])
-def test_tiled_convolutions_skip_what_needs_no_gradient(n_channels):
-    arrays = draw(3, n_channels, 5, 4), draw(3, 3, 3, n_channels)
-    both = results(products(ops, 'convolution', relu=True, pool=True), arrays)[1:]
-    for i in range(2):
-        variables = list(arrays)
-        variables[i] = chainer.Variable(arrays[i])
-        y = ops.convolution(variables[0], variables[1:], relu=True, pool=True)
-        y.grad = draw(*y.shape, seed=5)
-        y.backward()
-        assert [node.requires_grad for node in y.creator_node.inputs] == [i == 0, i == 1]
-        np.testing.assert_array_equal(variables[i].grad, both[i])
-
-
 @pytest.mark.parametrize('name, shapes', [('convolution', CONVOLUTIONS['short last group'][0]),
                                           ('linear', LINEARS['short last group'][0])])
 @pytest.mark.parametrize('relu', [False, True])

@@ -1,0 +1,87 @@
+"""`ops.tiled`: against Chainer's own ops, and with Numba against without."""
+import sys
+
+import numpy as np
+import pytest
+import reference
+from test_ops import TILED, assert_same, draw, normalized, products, results
+
+import ops
+from ops import tiled
+from ops.compat import chainer, type_check
+
+
+@pytest.mark.parametrize('case', TILED)
+def test_tiled_convolutions(case):
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(TILED[case])]
+    options = dict(relu=True, pool=True)
+    function, expected = products(ops, 'convolution', **options), products(reference, 'convolution', **options)
+    assert_same(function, expected, arrays)
+    arrays[0] = arrays[0].transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)  # channels last in memory
+    assert_same(function, expected, arrays)
+    with chainer.no_backprop_mode():
+        np.testing.assert_allclose(function(*arrays).array, expected(*arrays).array, atol=1e-10)
+    single = [array.astype(np.float32) for array in arrays]
+    np.testing.assert_allclose(function(*single).array, expected(*arrays).array, atol=1e-4)
+    assert function(*single).dtype == np.float32
+
+
+@pytest.mark.parametrize('group', [1, 2, 3])
+@pytest.mark.parametrize('case', TILED)
+def test_groups_that_share_a_weight_have_gradients_of_their_own(case, group):
+    x, weight = (draw(*shape, seed=i) for i, shape in enumerate(TILED[case]))
+    shared = np.broadcast_to(weight, (-(-len(x) // group), *weight.shape))
+    function = products(ops, 'convolution', relu=True, pool=True, group=group)
+    for actual, desired in zip(results(function, [x, shared]), results(function, [x, shared.copy()])):
+        assert actual.shape == desired.shape
+        np.testing.assert_allclose(actual, desired, atol=1e-10 * max(1, abs(desired).max()), rtol=0)
+
+
+def test_a_weight_for_another_number_of_groups_is_refused():
+    with pytest.raises(type_check.InvalidType):
+        ops.convolution(draw(4, 2, 8, 8), [np.broadcast_to(draw(3, 3, 3, 2), (3, 3, 3, 3, 2))], 2, True, True)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize('case', TILED)
+def test_numba_and_numpy_make_the_same_bits(case, dtype, monkeypatch):
+    pytest.importorskip('numba')
+    arrays = [draw(*shape, seed=i).astype(dtype) for i, shape in enumerate(TILED[case])]
+    shared = arrays[0], np.broadcast_to(arrays[1], (-(-len(arrays[0]) // 2), *arrays[1].shape))
+    scales = np.linspace(-1, 1, len(arrays[1]), dtype=dtype)
+    calls = [(products(ops, 'convolution', relu=True, pool=True), arrays),
+             (products(ops, 'convolution', relu=True, pool=True, group=2), shared),
+             (normalized(ops, True, {}), [*arrays, scales, scales])]
+    compiled = [results(*call) for call in calls]
+    assert tiled._loops() is not None
+    monkeypatch.setattr(tiled, '_loops', lambda: None)
+    for call, arrays in zip(calls, compiled):
+        for array, other in zip(arrays, results(*call)):
+            np.testing.assert_array_equal(array, other)
+
+
+def test_without_numba_or_with_one_that_cannot_be_used_numpy_does_the_work(monkeypatch):
+    monkeypatch.setenv('NUMBA_DISABLE_JIT', '1')
+    assert tiled._loops.__wrapped__() is None
+    monkeypatch.delenv('NUMBA_DISABLE_JIT')
+    monkeypatch.delitem(sys.modules, 'ops.loops', raising=False)
+    monkeypatch.delattr(ops, 'loops', raising=False)
+    monkeypatch.setitem(sys.modules, 'numba', None)
+    assert tiled._loops.__wrapped__() is None
+    monkeypatch.setitem(sys.modules, 'ops.loops', None)
+    with pytest.warns(UserWarning, match='Numba cannot be used'):
+        assert tiled._loops.__wrapped__() is None
+
+
+@pytest.mark.parametrize('n_channels', [2, 16])
+def test_tiled_convolutions_skip_what_needs_no_gradient(n_channels):
+    arrays = draw(3, n_channels, 5, 4), draw(3, 3, 3, n_channels)
+    both = results(products(ops, 'convolution', relu=True, pool=True), arrays)[1:]
+    for i in range(2):
+        variables = list(arrays)
+        variables[i] = chainer.Variable(arrays[i])
+        y = ops.convolution(variables[0], variables[1:], relu=True, pool=True)
+        y.grad = draw(*y.shape, seed=5)
+        y.backward()
+        assert [node.requires_grad for node in y.creator_node.inputs] == [i == 0, i == 1]
+        np.testing.assert_array_equal(variables[i].grad, both[i])
