@@ -6,8 +6,10 @@ parts are added in their order. Both depend on the shapes alone, so no result de
 *chunk*, in `meta_learners`, is a piece of a block for one matrix product.) On a GPU all is one block.
 """
 import contextlib
+import functools
 import math
 import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -23,16 +25,21 @@ PARTS = 16
 # The cores this process may use.
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
-_blas = ThreadpoolController().select(user_api='blas')
-_libraries = _blas.lib_controllers
 _pool = ThreadPoolExecutor()
+
+
+@functools.cache
+def _blas(with_scipy):
+    """The BLAS libraries that this process has loaded: NumPy's, and later SciPy's own."""
+    return ThreadpoolController().select(user_api='blas')
 
 
 def one_blas_thread():
     """Keeps BLAS to one thread within a `with`. To ask for it again in there costs next to nothing."""
-    if all(library.num_threads == 1 for library in _libraries):
+    blas = _blas('scipy.linalg' in sys.modules)
+    if all(library.num_threads == 1 for library in blas.lib_controllers):
         return contextlib.nullcontext()
-    return _blas.limit(limits=1)
+    return blas.limit(limits=1)
 
 
 def in_parts(work, blocks, xp):

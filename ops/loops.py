@@ -1,12 +1,18 @@
-"""What `tiled` else does with NumPy, in several passes over its arrays: loops that Numba compiles.
+"""`tiled` in loops that Numba compiles: one call for many examples, where NumPy goes over each block several times.
 
-They are the same to the last bit: nothing but sums, differences and comparisons happens here, in the same order. A loop
-is compiled, or taken from Numba's cache, when it is first called. Arrays have no gaps: tiles (4, tiles, o) of outputs,
-their places first, and matrices (16, tiles, c) of Winograd's algorithm, tiles in the order of examples, rows, columns.
+The same but for the rounding of SciPy's matrix products: the rest is sums, differences and comparisons in the same
+order. A loop is compiled, or taken from Numba's cache, when it is first called. No thread waits for Python in here.
+Arrays have no gaps; where one is not needed, it is empty. Tiles of outputs are (4, tiles, o), their places first;
+matrices are (places, tiles, c).
 
 Loops over channels stand apart, one for each result, because only then LLVM makes vector instructions of them.
 """
 import numba
+import numpy
+import scipy.linalg.cython_blas  # noqa: F401  (numpy.dot calls it; loaded here, its threads can be limited)
+
+# Of the type that arrays of either are not changed by.
+ZERO, HALF = numpy.float32(0), numpy.float32(.5)
 
 
 def _compiled(function):
@@ -18,22 +24,16 @@ def _compiled(function):
 
 
 @_compiled
-def transform(maps, padded, half, matrices):
-    """Tiles of inputs, transformed: maps (n, h, w, c) into matrices.
+def _transform(maps, padded, half, matrices):
+    """Tiles of inputs, transformed by Winograd's algorithm: maps (n, h, w, c) into matrices (16, tiles, c).
 
-    Args:
-        maps, matrices: as said.
-        padded: room for one example, (2 rows + 2, 2 columns + 2, c), 0 around its map.
-        half: room for one row of tiles, (4, 2 columns + 2, c).
+    `padded` is one example's room, (2 rows + 2, 2 columns + 2, c), 0 around its map, `half` a row's, (4, ...).
     """
-    n, h, w, channels = maps.shape
+    n, _, _, channels = maps.shape
     rows, columns = padded.shape[0] // 2 - 1, padded.shape[1] // 2 - 1
     t = 0
     for example in range(n):
-        for i in range(h):
-            for j in range(w):
-                for c in range(channels):
-                    padded[i + 1, j + 1, c] = maps[example, i, j, c]
+        _fill(maps, example, padded)
         for row in range(rows):
             i = 2 * row
             for j in range(2 * columns + 2):
@@ -60,9 +60,27 @@ def transform(maps, padded, half, matrices):
 
 
 @_compiled
-def overlap(matrices, padded, half, maps):
-    """The way back of `transform`: sums of tiles that overlap. Arguments as there; matrices are only read."""
-    n, h, w, channels = maps.shape
+def _fill(maps, example, padded):
+    _, h, w, channels = maps.shape
+    for i in range(h):
+        for j in range(w):
+            for c in range(channels):
+                padded[i + 1, j + 1, c] = maps[example, i, j, c]
+
+
+@_compiled
+def _empty(maps, example, padded):
+    _, h, w, channels = maps.shape
+    for i in range(h):
+        for j in range(w):
+            for c in range(channels):
+                maps[example, i, j, c] = padded[i + 1, j + 1, c]
+
+
+@_compiled
+def _overlap(matrices, padded, half, maps):
+    """The way back of `_transform`: sums of tiles that overlap."""
+    n, _, _, channels = maps.shape
     rows, columns = padded.shape[0] // 2 - 1, padded.shape[1] // 2 - 1
     t = 0
     for example in range(n):
@@ -93,33 +111,69 @@ def overlap(matrices, padded, half, maps):
                     padded[i + 2, j, c] = half[1, j, c] + half[2, j, c] - half[0, j, c]
                 for c in range(channels):
                     padded[i + 3, j, c] = -half[3, j, c]
-        for i in range(h):
-            for j in range(w):
-                for c in range(channels):
-                    maps[example, i, j, c] = padded[i + 1, j + 1, c]
+        _empty(maps, example, padded)
 
 
 @_compiled
-def _reduce(x0, x1, x2, x3):
+def _patches(maps, padded, matrices):
+    """The inputs under the kernel at each output: maps (n, h, w, c) into matrices (1, 4 tiles, 9 c)."""
+    n, _, _, channels = maps.shape
+    rows, columns = padded.shape[0] // 2 - 1, padded.shape[1] // 2 - 1
+    tiles = n * rows * columns
+    for example in range(n):
+        _fill(maps, example, padded)
+        for place in range(4):
+            for row in range(rows):
+                for column in range(columns):
+                    t = place * tiles + (example * rows + row) * columns + column
+                    for i in range(3):
+                        for j in range(3):
+                            for c in range(channels):
+                                matrices[0, t, (3 * i + j) * channels + c] = padded[
+                                    2 * row + place // 2 + i, 2 * column + place % 2 + j, c]
+
+
+@_compiled
+def _spread(matrices, padded, maps):
+    """The way back of `_patches`."""
+    n, _, _, channels = maps.shape
+    rows, columns = padded.shape[0] // 2 - 1, padded.shape[1] // 2 - 1
+    tiles = n * rows * columns
+    for example in range(n):
+        padded[:] = 0
+        for place in range(4):
+            for i in range(3):
+                for j in range(3):
+                    for row in range(rows):
+                        for column in range(columns):
+                            t = place * tiles + (example * rows + row) * columns + column
+                            for c in range(channels):
+                                padded[2 * row + place // 2 + i, 2 * column + place % 2 + j, c] += matrices[
+                                    0, t, (3 * i + j) * channels + c]
+        _empty(maps, example, padded)
+
+
+@_compiled
+def _reduce_four(x0, x1, x2, x3):
     return x1 + x2 + x0, x1 - x2 - x3
 
 
 @_compiled
-def reduce(products, tiles):
-    """From products, matrices, to the tiles of outputs."""
+def _reduce(products, tiles):
+    """From products (16, tiles, o) to the tiles of outputs."""
     for t in range(products.shape[1]):
         for c in range(products.shape[2]):
-            p, q = _reduce(products[0, t, c], products[4, t, c], products[8, t, c], products[12, t, c])
-            r, s = _reduce(products[1, t, c], products[5, t, c], products[9, t, c], products[13, t, c])
-            u, v = _reduce(products[2, t, c], products[6, t, c], products[10, t, c], products[14, t, c])
-            x, y = _reduce(products[3, t, c], products[7, t, c], products[11, t, c], products[15, t, c])
-            tiles[0, t, c], tiles[1, t, c] = _reduce(p, r, u, x)
-            tiles[2, t, c], tiles[3, t, c] = _reduce(q, s, v, y)
+            p, q = _reduce_four(products[0, t, c], products[4, t, c], products[8, t, c], products[12, t, c])
+            r, s = _reduce_four(products[1, t, c], products[5, t, c], products[9, t, c], products[13, t, c])
+            u, v = _reduce_four(products[2, t, c], products[6, t, c], products[10, t, c], products[14, t, c])
+            x, y = _reduce_four(products[3, t, c], products[7, t, c], products[11, t, c], products[15, t, c])
+            tiles[0, t, c], tiles[1, t, c] = _reduce_four(p, r, u, x)
+            tiles[2, t, c], tiles[3, t, c] = _reduce_four(q, s, v, y)
 
 
 @_compiled
-def expand(tiles, half, matrices):
-    """The way back of `reduce`; half, (8, o), is room for one tile."""
+def _expand(tiles, half, matrices):
+    """The way back of `_reduce`; half, (8, o), is room for one tile."""
     _, n, channels = tiles.shape
     for t in range(n):
         for j in range(2):
@@ -143,25 +197,36 @@ def expand(tiles, half, matrices):
 
 
 @_compiled
-def _contract(x0, x1, x2, x3, half):
-    middle = (x1 + x2) * half
-    return x0 + middle, (x1 - x2) * half, middle + x3
+def _contract_four(x0, x1, x2, x3):
+    middle = (x1 + x2) * HALF
+    return x0 + middle, (x1 - x2) * HALF, middle + x3
 
 
 @_compiled
-def contract(x, half, y):
-    """From gradients of transformed kernels, x (16, n, o, c), to those of kernels, y (n, o, 3, 3, c); half is 0.5."""
+def contract(x, y):
+    """From gradients of transformed kernels, x (16, n, o, c), to those of kernels, y (n, o, 3, 3, c)."""
     _, kernels, outputs, channels = x.shape
     for n in range(kernels):
         for o in range(outputs):
             for c in range(channels):
-                p = _contract(x[0, n, o, c], x[4, n, o, c], x[8, n, o, c], x[12, n, o, c], half)
-                q = _contract(x[1, n, o, c], x[5, n, o, c], x[9, n, o, c], x[13, n, o, c], half)
-                r = _contract(x[2, n, o, c], x[6, n, o, c], x[10, n, o, c], x[14, n, o, c], half)
-                s = _contract(x[3, n, o, c], x[7, n, o, c], x[11, n, o, c], x[15, n, o, c], half)
-                y[n, o, 0, 0, c], y[n, o, 0, 1, c], y[n, o, 0, 2, c] = _contract(p[0], q[0], r[0], s[0], half)
-                y[n, o, 1, 0, c], y[n, o, 1, 1, c], y[n, o, 1, 2, c] = _contract(p[1], q[1], r[1], s[1], half)
-                y[n, o, 2, 0, c], y[n, o, 2, 1, c], y[n, o, 2, 2, c] = _contract(p[2], q[2], r[2], s[2], half)
+                p = _contract_four(x[0, n, o, c], x[4, n, o, c], x[8, n, o, c], x[12, n, o, c])
+                q = _contract_four(x[1, n, o, c], x[5, n, o, c], x[9, n, o, c], x[13, n, o, c])
+                r = _contract_four(x[2, n, o, c], x[6, n, o, c], x[10, n, o, c], x[14, n, o, c])
+                s = _contract_four(x[3, n, o, c], x[7, n, o, c], x[11, n, o, c], x[15, n, o, c])
+                y[n, o, 0, 0, c], y[n, o, 0, 1, c], y[n, o, 0, 2, c] = _contract_four(p[0], q[0], r[0], s[0])
+                y[n, o, 1, 0, c], y[n, o, 1, 1, c], y[n, o, 1, 2, c] = _contract_four(p[1], q[1], r[1], s[1])
+                y[n, o, 2, 0, c], y[n, o, 2, 1, c], y[n, o, 2, 2, c] = _contract_four(p[2], q[2], r[2], s[2])
+
+
+@_compiled
+def _set_beyond(tiles, shape, size, value):
+    """Sets outputs beyond the edges of maps with odd sides."""
+    (rows, columns), (h, w) = shape, size
+    for row in range(tiles.shape[1] // columns):
+        if w % 2:
+            tiles[1::2, (row + 1) * columns - 1] = value
+        if h % 2 and row % rows == rows - 1:
+            tiles[2:, row * columns:(row + 1) * columns] = value
 
 
 @_compiled
@@ -170,49 +235,49 @@ def _larger(a, b):
 
 
 @_compiled
-def pool(tiles, second, start, largest):
-    """The largest of each tile's outputs, into largest (tiles, o).
-
-    Args:
-        tiles, largest: as said.
-        second: bool (3, all tiles, o), to note from tile `start` on which of a pair is the larger: of two in each row,
-            and of the rows; or None.
-    """
+def _pool(tiles, second, start, relu, largest):
+    """The largest of each tile's outputs; `second` notes which of two is the larger: in each row, and of the rows."""
     _, n, channels = tiles.shape
     for t in range(n):
         for c in range(channels):
             upper, lower = _larger(tiles[0, t, c], tiles[1, t, c]), _larger(tiles[2, t, c], tiles[3, t, c])
-            largest[t, c] = _larger(upper, lower)
-            if second is not None:
+            one = _larger(upper, lower)
+            largest[start + t, c] = ZERO if relu and one < 0 else one
+        if second.size:
+            for c in range(channels):
+                upper, lower = _larger(tiles[0, t, c], tiles[1, t, c]), _larger(tiles[2, t, c], tiles[3, t, c])
                 second[0, start + t, c] = tiles[1, t, c] > tiles[0, t, c]
                 second[1, start + t, c] = tiles[3, t, c] > tiles[2, t, c]
                 second[2, start + t, c] = lower > upper
 
 
 @_compiled
-def unpool(g, second, kept, slope, offset, start, tiles):
-    """The way back of `pool`, from g (tiles, o) to where the maxima were: into tiles.
-
-    With `kept` (4, all tiles, o) and with slope and offset, (o,), that is kept slope + offset more everywhere; or None.
-    """
-    n, channels = g.shape
+def _unpool(g, y, second, kept, slope, offset, start, tiles):
+    """The way back of `_pool`, to where the maxima were; and where y is above 0, unless it is empty."""
+    _, n, channels = tiles.shape
     for t in range(n):
         for c in range(channels):
-            lower = g[t, c] * second[2, start + t, c]
-            upper = g[t, c] - lower
-            tiles[1, t, c] = upper * second[0, start + t, c]
+            tiles[0, t, c] = g[start + t, c]
+        if y.size:
+            for c in range(channels):
+                tiles[0, t, c] = tiles[0, t, c] if y[start + t, c] > 0 else ZERO
+        for c in range(channels):
+            one = tiles[0, t, c]
+            lower = one if second[2, start + t, c] else ZERO
+            upper = one - lower
+            tiles[1, t, c] = upper if second[0, start + t, c] else ZERO
             tiles[0, t, c] = upper - tiles[1, t, c]
-            tiles[3, t, c] = lower * second[1, start + t, c]
+            tiles[3, t, c] = lower if second[1, start + t, c] else ZERO
             tiles[2, t, c] = lower - tiles[3, t, c]
-        if kept is not None:
+        if kept.size:
             for place in range(4):
                 for c in range(channels):
                     tiles[place, t, c] += kept[place, start + t, c] * slope[c] + offset[c]
 
 
 @_compiled
-def add_up(tiles, kept, start, sums):
-    """Adds outputs and their squares to sums, float64 (2, 4, o), and copies them to kept (4, all tiles, o), or None."""
+def _add_up(tiles, kept, start, sums):
+    """Adds outputs and their squares to sums, float64 (2, 4, o), and copies them to `kept`."""
     _, n, channels = tiles.shape
     for place in range(4):
         for t in range(n):
@@ -220,6 +285,124 @@ def add_up(tiles, kept, start, sums):
                 x = numba.float64(tiles[place, t, c])
                 sums[0, place, c] += x
                 sums[1, place, c] += x * x
-            if kept is not None:
+            if kept.size:
                 for c in range(channels):
                     kept[place, start + t, c] = tiles[place, t, c]
+
+
+@_compiled
+def forward(maps, kernels, shape, edges, relu, second, kept, sums, pooled):
+    """Convolution and pooling, block by block.
+
+    Args:
+        maps: (n, h, w, c).
+        kernels: (16, c, o), transformed, or (1, 9 c, o).
+        shape: rows and columns of tiles of an example.
+        edges: int64, where blocks of examples start, and where the last one stops.
+        relu: whether a ReLU follows.
+        second: bool (3, tiles, o) for the way back, or empty.
+        kept: (4, tiles, o), gets the outputs, those beyond the edges 0; or empty.
+        sums: float64 (blocks, 2, 4, o) of 0, gets the sums of outputs and of their squares; or empty.
+        pooled: (tiles, o), gets the result.
+    """
+    rows, columns = shape
+    _, h, w, channels = maps.shape
+    places, size, o = kernels.shape
+    per_tile = 1 if places == 16 else 4
+    most = numpy.max(edges[1:] - edges[:-1]) * rows * columns
+    padded = numpy.zeros((2 * rows + 2, 2 * columns + 2, channels), maps.dtype)
+    half = numpy.empty((4, 2 * columns + 2, channels), maps.dtype)
+    room = numpy.empty(places * most * per_tile * size, maps.dtype)
+    products_room = numpy.empty(places * most * per_tile * o, maps.dtype)
+    tiles_room = numpy.empty(4 * most * o, maps.dtype)
+    for i in range(len(edges) - 1):
+        n, start = (edges[i + 1] - edges[i]) * rows * columns, edges[i] * rows * columns
+        matrices = room[:places * n * per_tile * size].reshape(places, n * per_tile, size)
+        products = products_room[:places * n * per_tile * o].reshape(places, n * per_tile, o)
+        if places == 16:
+            _transform(maps[edges[i]:edges[i + 1]], padded, half, matrices)
+        else:
+            _patches(maps[edges[i]:edges[i + 1]], padded, matrices)
+        for place in range(places):
+            numpy.dot(matrices[place], kernels[place], products[place])
+        if places == 16:
+            tiles = tiles_room[:4 * n * o].reshape(4, n, o)
+            _reduce(products, tiles)
+        else:
+            tiles = products.reshape(4, n, o)
+        if sums.size:
+            _set_beyond(tiles, shape, (h, w), 0)
+            _add_up(tiles, kept, start, sums[i])
+        _set_beyond(tiles, shape, (h, w), -numpy.inf)
+        _pool(tiles, second, start, relu, pooled)
+
+
+@_compiled
+def backward(maps, kernels, shape, edges, g, y, second, kept, slope, offset, group, total, gradients, gx):
+    """The way back of `forward`.
+
+    Args:
+        maps, kernels, shape, edges, second, kept: as there.
+        g: (tiles, o), of the result.
+        y: (tiles, o), the result if a ReLU made it; or empty.
+        slope, offset: (o,), with `kept`: outputs slope + offset is added to their gradient; or empty, all three.
+        group: examples to a group.
+        total: (places, o, size) of 0, gets the kernels' gradient, `size` their second axis; or empty.
+        gradients: (groups, o, 3, 3, c), gets those of each group's weight; or empty.
+        gx: (n, h, w, c), gets that of the maps; or empty.
+    """
+    rows, columns = shape
+    _, h, w, channels = maps.shape
+    places, size, o = kernels.shape
+    per_tile = 1 if places == 16 else 4
+    most = numpy.max(edges[1:] - edges[:-1]) * rows * columns
+    padded = numpy.zeros((2 * rows + 2, 2 * columns + 2, channels), maps.dtype)
+    half = numpy.empty((4, 2 * columns + 2, channels), maps.dtype)
+    half_tile = numpy.empty((8, o), maps.dtype)
+    room = numpy.empty(places * most * per_tile * size, maps.dtype)
+    g_room = numpy.empty(places * most * per_tile * o, maps.dtype)
+    tiles_room = numpy.empty(4 * most * o, maps.dtype)
+    g_kernel = numpy.empty((o, size), maps.dtype)
+    g_kernels = numpy.empty((places, 1, o, size), maps.dtype)
+    g_padded = numpy.empty_like(padded)
+    for i in range(len(edges) - 1):
+        n, start = (edges[i + 1] - edges[i]) * rows * columns, edges[i] * rows * columns
+        tiles = tiles_room[:4 * n * o].reshape(4, n, o)
+        _unpool(g, y, second, kept, slope, offset, start, tiles)
+        if kept.size:
+            _set_beyond(tiles, shape, (h, w), 0)
+        g_products = tiles.reshape(1, 4 * n, o)
+        if places == 16:
+            g_products = g_room[:16 * n * o].reshape(16, n, o)
+            _expand(tiles, half_tile, g_products)
+        matrices = room[:places * n * per_tile * size].reshape(places, n * per_tile, size)
+        if total.size or gradients.size:
+            if places == 16:
+                _transform(maps[edges[i]:edges[i + 1]], padded, half, matrices)
+            else:
+                _patches(maps[edges[i]:edges[i + 1]], padded, matrices)
+        if total.size:
+            for place in range(places):
+                numpy.dot(g_products[place].T, matrices[place], g_kernel)
+                total[place] += g_kernel
+        if gradients.size:
+            for first in range(edges[i], edges[i + 1], group):
+                a = (first - edges[i]) * rows * columns
+                b = min(a + group * rows * columns, n)
+                for place in range(places):
+                    numpy.dot(g_products[place, a:b].T, matrices[place, a:b], g_kernels[place, 0])
+                    for other in range(1, per_tile):
+                        c, d = a + other * n, b + other * n
+                        numpy.dot(g_products[place, c:d].T, matrices[place, c:d], g_kernel)
+                        g_kernels[place, 0] += g_kernel
+                if places == 16:
+                    contract(g_kernels, gradients[first // group:first // group + 1])
+                else:
+                    gradients[first // group] = g_kernels.reshape(o, 3, 3, channels)
+        if gx.size:
+            for place in range(places):
+                numpy.dot(g_products[place], kernels[place].T, matrices[place])
+            if places == 16:
+                _overlap(matrices, g_padded, half, gx[edges[i]:edges[i + 1]])
+            else:
+                _spread(matrices, g_padded, gx[edges[i]:edges[i + 1]])

@@ -38,16 +38,11 @@ class _NormalizedTiles(PooledConvolution):
         self.kept = numpy.empty((2, 2) + self.tiles.pooled, x.dtype) if keep else None
         self.maxima = numpy.empty(self.tiles.pooled, x.dtype)
 
-        def use(outputs, start, stop):
-            sums = None if self.given else self.tiles.sums(outputs, self.kept, start, stop)
-            self.tiles.pool(outputs, self.second, start, stop, self.maxima[start:stop])
-            return sums
-
-        parts = self.tiles.forward(x, self.turned, use)
+        sums = self.tiles.forward(x, self.turned, self.second, self.maxima, kept=self.kept, sums=not self.given)
         if self.given:
             mean, var = self.mean * self.sign, self.var
         else:
-            mean, squares = sum(block for part in parts for block in part) / x[:, 0].size
+            mean, squares = sums / x[:, 0].size
             mean, var = mean.astype(x.dtype), (squares - mean ** 2).astype(x.dtype)
             self.mean, self.var = mean * self.sign, var
         self.turned_mean, self.inv_std = mean, 1 / numpy.sqrt(var + x.dtype.type(self.eps))
@@ -71,10 +66,7 @@ class _NormalizedTiles(PooledConvolution):
             slope = -scale * self.inv_std * g_scale / count
             share = self.kept, slope, -scale * g_beta / count - slope * self.turned_mean
 
-        def g_outputs(start, stop):
-            return self.tiles.unpool(gy[start:stop], self.second, start, stop, share)
-
-        gx, g_weight = self.tiles.backward(x, self.turned, g_outputs, indexes)
+        gx, g_weight = self.tiles.backward(x, self.turned, gy, self.second, indexes, share=share)
         if g_weight is not None:
             g_weight *= self.sign[:, None, None, None]
         gradients = gx, g_weight, g_scale * self.sign, g_beta

@@ -36,11 +36,6 @@ def _loops():
     return loops
 
 
-def _compiled(array):
-    """The module `loops`, or None, for arrays like this one."""
-    return _loops() if array.dtype in (numpy.float32, numpy.float64) else None
-
-
 def suits(x, weight, group=1):
     """Whether maps x and a weight can be convolved in tiles, on a CPU.
 
@@ -82,19 +77,13 @@ class PooledConvolution(chainer.FunctionNode):
         self.tiles = tiles_of(x, weight, self.group)
         y = numpy.empty(self.tiles.pooled, x.dtype)
         self.second = self.tiles.new_second()
-        self.tiles.forward(x, weight, lambda outputs, start, stop: relu_in_place(self.tiles.pool(
-            outputs, self.second, start, stop, y[start:stop])))
+        self.tiles.forward(x, weight, self.second, y, relu=True)
         return y.transpose(0, 3, 1, 2),
 
     def backward(self, indexes, grad_outputs):
         x, weight = (variable.array for variable in self.get_retained_inputs())
         y, gy = (array.transpose(0, 2, 3, 1) for array in (self.get_retained_outputs()[0].array, grad_outputs[0].array))
-
-        def g_outputs(start, stop):
-            g = numpy.multiply(gy[start:stop], y[start:stop] > 0, out=scratch('g', y[start:stop].shape, x))
-            return self.tiles.unpool(g, self.second, start, stop)
-
-        gradients = self.tiles.backward(x, weight, g_outputs, indexes)
+        gradients = self.tiles.backward(x, weight, gy, self.second, indexes, y=y)
         return [chainer.as_variable(gradients[i]) for i in indexes]
 
 
@@ -121,59 +110,110 @@ class Tiles:
         self.n_tiles = self.shape[0] * self.shape[1]  # of an example
         self.pooled = (len(x), *self.shape, weight.shape[-4])
 
-    def forward(self, x, weight, use):
-        """Calls `use` on the outputs of each block, its start and its stop; returns what it returns, part by part."""
+    def forward(self, x, weight, second, pooled, relu=False, kept=None, sums=False):
+        """Convolution and pooling.
+
+        Args:
+            x, weight: arrays.
+            second: as of `new_second`.
+            pooled: array (n, rows, columns, o), for the result.
+            relu: whether a ReLU follows.
+            kept: array (2, 2, n, rows, columns, o), for the outputs, those beyond the edges 0; or None.
+            sums: whether to sum the outputs up.
+
+        Returns:
+            With `sums` float64 (2, o), sums of the outputs and of their squares.
+        """
         maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight[0] if self.n_groups else weight)
+        loops = self.loops(x)
+        if loops:
+            maps, kernels = map(numpy.ascontiguousarray, (maps, kernels))
 
         def work(blocks):
-            used = []
-            for start, stop in blocks:
+            its = numpy.zeros((len(blocks), 2, 4, len(kernels[0, 0]))) if sums else None
+            if loops:
+                loops.forward(maps, kernels, self.shape, _edges(blocks), relu, _flat(second, 3, bool),
+                              _flat(kept, 4, x.dtype), numpy.zeros((0, 2, 4, 0)) if its is None else its,
+                              _flat(pooled, 1)[0])
+                return its
+            for i, (start, stop) in enumerate(blocks):
                 matrices = self.matrices(maps[start:stop])
                 products = matmul(matrices, kernels, scratch('products', matrices.shape[:2] + kernels.shape[2:], x))
-                used.append(use(self.outputs(products, stop - start), start, stop))
-            return used
+                outputs = self.outputs(products, stop - start)
+                if sums:
+                    self.set_beyond(outputs, 0)
+                    rows = outputs.reshape(4, -1, outputs.shape[-1]).astype(numpy.float64)
+                    its[i] = rows.sum(axis=1), (rows * rows).sum(axis=1)
+                    if kept is not None:
+                        kept[:, :, start:stop] = outputs
+                self.set_beyond(outputs, -numpy.inf)
+                self.pool(outputs, second, start, stop, pooled[start:stop])
+                if relu:
+                    relu_in_place(pooled[start:stop])
+            return its
 
-        return in_parts(work, self._cut(x, self.numbers(weight.shape[-4], weight.shape[-1])), numpy)
+        parts = in_parts(work, self._cut(x, self.numbers(weight.shape[-4], weight.shape[-1])), numpy)
+        return sum(block.sum(axis=1) for part in parts for block in part) if sums else None
 
-    def backward(self, x, weight, g_outputs, indexes):
+    def backward(self, x, weight, g, second, indexes, y=None, share=None):
         """The way back: gradients of x and of the weight, None for what isn't in `indexes`.
 
         Args:
-            x, weight: as in `forward`.
-            g_outputs: function of a block's start and stop, that returns the gradient of its outputs.
-            indexes: of those that are due, 0 and 1.
+            x, weight, second: as in `forward`.
+            g: array (n, rows, columns, o), the gradient of the result.
+            indexes: of the gradients that are due, 0 and 1.
+            y: the result, if a ReLU made it.
+            share: (kept, slope, offset), the latter (o,): outputs slope + offset more goes to the outputs.
         """
         maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight[0] if self.n_groups else weight)
         gx = numpy.empty(maps.shape, x.dtype) if 0 in indexes else None
-        g_groups = numpy.empty(weight.shape, x.dtype) if self.n_groups and 1 in indexes else None
+        gradient = numpy.empty(weight.shape, x.dtype) if 1 in indexes else None
+        grouped = gradient is not None and self.n_groups
+        loops = self.loops(x)
+        if loops:
+            maps, kernels, g = map(numpy.ascontiguousarray, (maps, kernels, g))
+            y = y if y is None else numpy.ascontiguousarray(y)
+        numbers = self.numbers(weight.shape[-4], weight.shape[-1])
+        if grouped:  # their kernels' gradients have to fit, too
+            numbers = max(numbers, 2 * weight[0].size // (self.group * self.n_tiles))
 
         def work(blocks):
-            total = 0
+            total = None
+            if gradient is not None and not grouped:
+                total = numpy.zeros((len(kernels), *kernels.shape[:0:-1]), x.dtype)
+            if loops:
+                none = functools.partial(numpy.empty, dtype=x.dtype)
+                kept, slope, offset = share or (None, none(0), none(0))
+                loops.backward(maps, kernels, self.shape, _edges(blocks), _flat(g, 1)[0], _flat(y, 1, x.dtype)[0],
+                               _flat(second, 3), _flat(kept, 4, x.dtype), slope, offset, self.group,
+                               none((0, 0, 0)) if total is None else total, gradient if grouped else none((0,) * 5),
+                               none((0,) * 4) if gx is None else gx)
+                return total
             for start, stop in blocks:
-                g = self.g_products(g_outputs(start, stop))
-                if 1 in indexes:
-                    n = -(-(stop - start) // self.group) if self.n_groups else 1
-                    g_kernels = self.g_kernels(self.matrices(maps[start:stop]), g, n)
-                    if self.n_groups:
-                        first = start // self.group
-                        self.g_weights(g_kernels, g_groups[first:first + n])
+                its = g[start:stop] if y is None else g[start:stop] * (y[start:stop] > 0)
+                g_products = self.g_products(self.unpool(its, second, start, stop, share))
+                if gradient is not None:
+                    matrices = self.matrices(maps[start:stop])
+                    groups = slice(start // self.group, -(-stop // self.group))
+                    g_kernels = self.g_kernels(matrices, g_products, groups.stop - groups.start if grouped else 1)
+                    if grouped:
+                        self.g_weights(g_kernels, gradient[groups])
                     else:
-                        total = total + g_kernels
+                        total += g_kernels[:, 0]
                 if gx is not None:
-                    g_matrices = matmul(g, kernels.swapaxes(1, 2),
-                                        scratch('products', g.shape[:2] + kernels.shape[1:2], x))
+                    g_matrices = matmul(g_products, kernels.swapaxes(1, 2),
+                                        scratch('products', g_products.shape[:2] + kernels.shape[1:2], x))
                     self.fold(g_matrices, gx[start:stop])
             return total
 
-        numbers = self.numbers(weight.shape[-4], weight.shape[-1])
-        if g_groups is not None:  # their kernels' gradients have to fit, too
-            numbers = max(numbers, 2 * weight[0].size // (self.group * self.n_tiles))
         parts = in_parts(work, self._cut(x, numbers), numpy)
-        gradient = g_groups
-        if 1 in indexes and not self.n_groups:
-            gradient = numpy.empty(weight.shape, x.dtype)
-            self.g_weights(sum(parts), gradient[None])
+        if gradient is not None and not grouped:
+            self.g_weights(sum(parts)[:, None], gradient[None])
         return gx.transpose(0, 3, 1, 2) if gx is not None else None, gradient
+
+    def loops(self, x):
+        """The module `loops` where it serves, or None."""
+        return _loops() if x.dtype in (numpy.float32, numpy.float64) else None
 
     def _cut(self, x, numbers):
         """Blocks of examples; `numbers` to a tile in a block's largest array."""
@@ -186,74 +226,42 @@ class Tiles:
         padded[:, 0] = padded[:, h + 1:] = padded[:, :, 0] = padded[:, :, w + 1:] = 0
         return padded, padded[:, 1:h + 1, 1:w + 1]
 
-    def beyond(self, outputs):
-        """The parts of outputs that are beyond the maps' edges, where these have odd sides."""
-        return [outputs[1, :, :, -1]] * (self.size[0] % 2) + [outputs[:, 1, :, :, -1]] * (self.size[1] % 2)
+    def set_beyond(self, outputs, value):
+        """Sets outputs beyond the maps' edges, where these have odd sides."""
+        if self.size[0] % 2:
+            outputs[1, :, :, -1] = value
+        if self.size[1] % 2:
+            outputs[:, 1, :, :, -1] = value
 
     def new_second(self):
         """Room for which of a pair is the larger: of two in each of a window's rows, and of the rows."""
         return numpy.empty((3, *self.pooled), bool) if chainer.config.enable_backprop else None
 
     def pool(self, outputs, second, start, stop, y):
-        """The largest of each window's 2x2 outputs, into y; those beyond the edges don't count. Returns y."""
-        for part in self.beyond(outputs):
-            part[...] = -numpy.inf
-        if _compiled(y):
-            _compiled(y).pool(_flat(outputs, 4), None if second is None else _flat(second, 3), start * self.n_tiles,
-                              y.reshape(-1, y.shape[-1]))
-            return y
+        """The largest of each window's 2x2 outputs, into y."""
         left, right = outputs[:, 0], outputs[:, 1]
         rows = numpy.maximum(left, right, out=scratch('rows', left.shape, left))
         if second is not None:
             numpy.greater(right, left, out=second[:2, start:stop])
             numpy.greater(rows[1], rows[0], out=second[2, start:stop])
-        return numpy.maximum(rows[0], rows[1], out=y)
+        numpy.maximum(rows[0], rows[1], out=y)
 
-    def unpool(self, g, second, start, stop, share=None):
-        """The way back, (2, 2, ...): to where the maxima were, of equals to the first.
-
-        With `share`, of outputs as `sums` has kept them, slope and offset, (o,), it is outputs slope + offset more.
-        """
+    def unpool(self, g, second, start, stop, share):
+        """The way back, (2, 2, ...): to where the maxima were, of equals to the first; `share` as of `backward`."""
+        second = second[:, start:stop]
+        rows = scratch('rows', (2,) + g.shape, g)
+        numpy.multiply(g, second[2], out=rows[1])
+        numpy.subtract(g, rows[1], out=rows[0])
         outputs = scratch('outputs', (2, 2) + g.shape, g)
-        kept, slope, offset = share or (None,) * 3
-        if _compiled(g):
-            _compiled(g).unpool(numpy.ascontiguousarray(g).reshape(-1, g.shape[-1]), _flat(second, 3),
-                                None if kept is None else _flat(kept, 4), slope, offset, start * self.n_tiles,
-                                _flat(outputs, 4))
-        else:
-            second = second[:, start:stop]
-            rows = scratch('rows', (2,) + g.shape, g)
-            numpy.multiply(g, second[2], out=rows[1])
-            numpy.subtract(g, rows[1], out=rows[0])
-            numpy.multiply(rows, second[:2], out=outputs[:, 1])
-            numpy.subtract(rows, outputs[:, 1], out=outputs[:, 0])
-            if share:
-                more = numpy.multiply(kept[:, :, start:stop], slope, out=scratch('more', outputs.shape, g))
-                more += offset
-                outputs += more
-        for part in self.beyond(outputs) if share else ():
-            part[...] = 0
+        numpy.multiply(rows, second[:2], out=outputs[:, 1])
+        numpy.subtract(rows, outputs[:, 1], out=outputs[:, 0])
+        if share:
+            kept, slope, offset = share
+            more = numpy.multiply(kept[:, :, start:stop], slope, out=scratch('more', outputs.shape, g))
+            more += offset
+            outputs += more
+            self.set_beyond(outputs, 0)
         return outputs
-
-    def sums(self, outputs, kept, start, stop):
-        """Sums of outputs and of their squares over all but the channels, float64 (2, o); `kept` gets a copy, or None.
-
-        Outputs beyond the edges become 0.
-        """
-        for part in self.beyond(outputs):
-            part[...] = 0
-        sums = numpy.zeros((2, 4, outputs.shape[-1]))
-        if _compiled(outputs):
-            _compiled(outputs).add_up(_flat(outputs, 4), None if kept is None else _flat(kept, 4),
-                                      start * self.n_tiles, sums)
-        else:
-            if kept is not None:
-                kept[:, :, start:stop] = outputs
-            rows = _flat(outputs, 4).astype(numpy.float64)
-            sums[0] = rows.sum(axis=1)
-            rows *= rows
-            sums[1] = rows.sum(axis=1)
-        return sums.sum(axis=1)
 
 
 class _Patches(Tiles):
@@ -310,11 +318,6 @@ class _Winograd(Tiles):
     def numbers(self, o, c):
         return 16 * max(o, c)
 
-    def _room(self, maps):
-        """For one example's padded map, and for a row of its tiles."""
-        c = maps.shape[3]
-        return self.padded(1, c, maps)[0][0], scratch('half', (4, 2 * self.shape[1] + 2, c), maps)
-
     def kernels(self, weight):
         transform = TRANSFORM.astype(weight.dtype)
         o, _, _, c = weight.shape
@@ -328,9 +331,6 @@ class _Winograd(Tiles):
 
     def g_weights(self, g_kernels, out):
         """The way back of `kernels`, for several: into out (n, o, 3, 3, c)."""
-        if _compiled(out):
-            _compiled(out).contract(g_kernels, out.dtype.type(.5), out)
-            return
         for i, row in enumerate(_contract(g_kernels.reshape(4, 4, *g_kernels.shape[1:]))):
             for j, entry in enumerate(_contract(row)):
                 out[:, :, i, j] = entry
@@ -338,9 +338,6 @@ class _Winograd(Tiles):
     def matrices(self, maps):
         (rows, columns), (n, _, _, c) = self.shape, maps.shape
         whole = scratch('whole', (4, 4, n, rows, columns, c), maps)
-        if _compiled(maps):
-            _compiled(maps).transform(numpy.ascontiguousarray(maps), *self._room(maps), _flat(whole, 16))
-            return _flat(whole, 16)
         padded, inside = self.padded(n, c, maps)
         inside[...] = maps
         half = scratch('half', (4, n, rows, 2 * columns + 2, c), maps)
@@ -350,9 +347,6 @@ class _Winograd(Tiles):
 
     def outputs(self, products, n):
         outputs = scratch('outputs', (2, 2, n, *self.shape, products.shape[-1]), products)
-        if _compiled(products):
-            _compiled(products).reduce(products, _flat(outputs, 4))
-            return outputs
         products = products.reshape(4, 4, n, *self.shape, -1)
         half = scratch('half', (2,) + products.shape[1:], products)
         _reduce(products, half)
@@ -361,9 +355,6 @@ class _Winograd(Tiles):
 
     def g_products(self, g):
         whole = scratch('whole_g', (4, 4) + g.shape[2:], g)
-        if _compiled(g):
-            _compiled(g).expand(_flat(g, 4), scratch('half', (8, g.shape[-1]), g), _flat(whole, 16))
-            return _flat(whole, 16)
         half = scratch('half', (4,) + g.shape[1:], g)
         _expand(g, half)
         _expand(half.swapaxes(0, 1), whole.swapaxes(0, 1))
@@ -371,9 +362,6 @@ class _Winograd(Tiles):
 
     def fold(self, g, out):
         (rows, columns), (n, _, _, c) = self.shape, out.shape
-        if _compiled(g):
-            _compiled(g).overlap(g, *self._room(out), out)
-            return
         half = scratch('half', (4, n, rows, 2 * columns + 2, c), g)
         _overlap(g.reshape(4, 4, n, rows, columns, c).swapaxes(0, 1), half, 3)
         padded, inside = self.padded(n, c, g)
@@ -381,9 +369,14 @@ class _Winograd(Tiles):
         out[...] = inside
 
 
-def _flat(array, places):
-    """(places, tiles, channels)"""
-    return array.reshape(places, -1, array.shape[-1])
+def _edges(blocks):
+    """Where blocks start, and where the last one stops."""
+    return numpy.array([start for start, _ in blocks] + [blocks[-1][1]])
+
+
+def _flat(array, places, dtype=None):
+    """(places, tiles, channels); nothing of these for None."""
+    return numpy.empty((places, 0, 0), dtype) if array is None else array.reshape(places, -1, array.shape[-1])
 
 
 def _transform(x, out):
