@@ -272,9 +272,9 @@ def test_only_the_papers_own_model_is_compared_with_it():
 
 
 def test_models_of_earlier_versions_load():
-    path = os.path.join(ROOT, 'assets', 'omniglot_20way.npz')
+    path = os.path.join(ROOT, 'assets', 'omniglot_5way.npz')
     with np.load(path) as file:
         assert 'class_of_base' not in str(file['settings'])
     model, settings = train_omniglot.load(path, [7])
     assert settings['class_of_base'] == 'metanet.CNN' and settings['average_decay'] == 0
-    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet trained 20-way, on Omniglot, previous split'
+    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet trained 5-way, on Omniglot, previous split'

@@ -22,14 +22,14 @@ PANELS = {  # way: the runs to draw
     5: ('5A', '5B', '5F', '5H', '5I'),
     10: ('10B', '10C', '10E'),
     15: ('15E', '15B', '15C', '15D'),
-    20: ('20A', '20G', '20C', '20E', '20F'),
+    20: ('20A', '20G', '20C', '20E', '20F', '20H'),
 }
 COLOURS = {'MetaNet': '#1f6fb4', 'MetaNet-': '#3a923a', 'MetaNet, centred': '#d1600d'}
 DASHES = '-', (0, (4, 1.8)), (0, (1, 1.2))  # by seed
 WIDTHS = {'last': 1.3, 'average': 2.8}
 COLUMNS = {'last': 'test/{}-way/accuracy', 'average': 'average/test/{}-way/accuracy'}  # of a log
 PROXY = 'T1'
-WINDOW = 10  # epochs that a point is the mean of, at least: single ones are too noisy to compare
+WINDOW = 4, 1000  # epochs and training episodes that a point is the mean of, at least: single epochs are too noisy
 POINTS = 30  # of a curve, at most
 GREY = '#444444'
 
@@ -46,7 +46,7 @@ def read_log(run):
 
 def error(rows, column):
     """Episodes, and the mean error in % up to there, for each window of a log."""
-    window = max(WINDOW, -(-len(rows) // POINTS))
+    window = max(WINDOW[0], -(-WINDOW[1] // int(rows[0]['iteration'])), -(-len(rows) // POINTS))
     rows = rows[:len(rows) // window * window]
     accuracy = np.array([float(row[column]) for row in rows]).reshape(-1, window).mean(axis=1)
     return [int(row['iteration']) for row in rows[window - 1::window]], 100 - 100 * accuracy
