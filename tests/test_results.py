@@ -1,8 +1,10 @@
 """docs/results.md, the csv files that it is made from, and the README's numbers."""
 import csv
+import json
 import os
 import re
 
+import numpy as np
 import pytest
 
 import train_mini_imagenet
@@ -69,7 +71,7 @@ def test_a_runs_options_are_settings_of_its_script_and_agree_with_its_columns(na
     assert int(value('n_epoch')) * int(value('n_episodes')) == run.episodes
     assert int(value('n_outputs_train')) == run.way
     assert int(value('seed')) == run.seed
-    assert value('split' if run.data == 'Omniglot' else 'model') == (run.split or run.setting.strip('"'))
+    assert value('split' if run.data == 'Omniglot' else 'model') == (run.split or run.setting.split('"')[1])
     if 'variant' in script:
         assert value('variant') == run.model
     for test in run.tests:
@@ -86,6 +88,22 @@ def test_a_runs_options_are_settings_of_its_script_and_agree_with_its_columns(na
 def test_a_runs_log_is_as_long_as_the_run(name):
     with open(os.path.join(ROOT, TRAINED[name].log), encoding='utf-8', newline='') as file:
         assert int(list(csv.DictReader(file))[-1]['iteration']) == TRAINED[name].episodes
+
+
+@pytest.mark.parametrize('name', os.listdir(os.path.join(ROOT, 'assets', 'unfinished')))
+def test_an_unfinished_run_can_go_on_with_its_own_options(name):
+    folder, run = os.path.join(ROOT, 'assets', 'unfinished', name), TRAINED[name]
+    settings = json.loads(text('assets', 'unfinished', name, 'settings.json'))
+    given = {option: value for option, value in options_of(run.options).items() if option in settings}
+    assert {'n_outputs_train', 'n_episodes', 'centred'} <= set(given)
+    for option, value in given.items():
+        kept = settings[option]
+        assert value == (','.join(map(str, kept)) if isinstance(kept, list) else str(kept)) or float(value) == kept
+    snapshot, = set(os.listdir(folder)) - {'settings.json'}
+    with np.load(os.path.join(folder, snapshot)) as arrays:
+        assert snapshot == f'snapshot_{arrays["updater/iteration"]}' and arrays['updater/iteration'] >= run.episodes
+        assert all(np.isfinite(arrays[array]).all() for array in arrays.files if array.startswith('updater/model/'))
+    assert f'cp -r assets/unfinished/{name} ' in text('docs', 'reproducing.md')
 
 
 def test_a_command_is_the_script_its_options_and_the_folder(tmp_path):
