@@ -7,6 +7,8 @@ same result.
 With many channels the outputs come from Winograd's algorithm F(2x2, 3x3) (Lavin & Gray 2016): the 4x4 inputs of a tile
 and the kernels are transformed, multiplied entry by entry, and transformed back, with 16 multiplications where 36 are
 due. It is exact but for rounding. With few channels they come from products of patches.
+
+Where Numba is installed, `loops` works on whole runs of blocks. The methods that work on one block say what it does.
 """
 import functools
 import os
