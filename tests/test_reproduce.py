@@ -114,7 +114,7 @@ def test_a_run_that_is_asked_for_twice_is_done_once_with_all_tests():
     assert (5, 5) in part.wanted
 
 
-@pytest.mark.parametrize('word, words', [('99Z', 'no table and no run'), ('T-pixels', 'no table and no run'),
+@pytest.mark.parametrize('word, words', [('99Z', 'no table and no run'), ('M-pixels', 'no table and no run'),
                                          ('figure4', 'python figures/figure4.py'),
                                          ('table2', 'no runs for table2 yet')])
 def test_what_cannot_be_run_is_refused(word, words):

@@ -28,7 +28,8 @@ COLOURS = {'MetaNet': '#1f6fb4', 'MetaNet-': '#3a923a', 'MetaNet, centred': '#d1
 DASHES = '-', (0, (4, 1.8)), (0, (1, 1.2))  # by seed
 WIDTHS = {'last': 1.3, 'average': 2.8}
 COLUMNS = {'last': 'test/{}-way/accuracy', 'average': 'average/test/{}-way/accuracy'}  # of a log
-PROXY = 'T1'
+MINI_IMAGENET = 'M1'
+PAPERS = {'MetaNet': 49.21, 'Matching Nets': 43.56}  # table 2
 WINDOW = 4, 1000  # epochs and training episodes that a point is the mean of, at least: single epochs are too noisy
 POINTS = 30  # of a curve, at most
 GREY = '#444444'
@@ -116,24 +117,28 @@ def draw_omniglot(runs, paper):
     return figure
 
 
-def draw_proxy(run):
-    """Error of a mini-ImageNet run on training, dev and test tasks."""
+def draw_mini_imagenet(run):
+    """Accuracy of a mini-ImageNet run on dev and test tasks, with last and with averaged weights."""
     figure = Figure(figsize=(6.4, 4))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     rows = read_log(run)
-    for column, name, colour in (('main', 'training tasks', '#8a8a8a'), ('dev/5-way', 'dev tasks', '#3a923a'),
-                                 ('test/5-way', 'test tasks', '#1f6fb4')):
-        # There is a test only where the dev accuracy is the best so far.
-        points = [(int(row['iteration']), 100 * float(row[f'{column}/accuracy'])) for row in rows
-                  if row[f'{column}/accuracy']]
-        axes.plot(*zip(*points), color=colour, linewidth=2, marker='o', markersize=3)
-        axes.annotate(name, points[-1], (6, 0), textcoords='offset points', va='center', color=colour, fontsize=9.5)
+    for part, colour in ('dev', '#3a923a'), ('test', '#1f6fb4'):
+        for prefix, width in ('', WIDTHS['last']), ('average/', WIDTHS['average']):
+            # There is a test only where the dev accuracy is the best so far.
+            points = [(int(row['iteration']), 100 * float(row[f'{prefix}{part}/5-way/accuracy'])) for row in rows
+                      if row[f'{prefix}{part}/5-way/accuracy']]
+            axes.plot(*zip(*points), color=colour, linewidth=width, marker='o', markersize=3,
+                      label=f'{part} tasks, {"averaged" if prefix else "last"} weights')
+    for name, accuracy in PAPERS.items():
+        axes.axhline(accuracy, color='black', linewidth=1)
+        axes.annotate(f'{name}, the paper: {accuracy} %', (1, accuracy), (0, -3), textcoords='offset points', ha='right',
+                      xycoords=('axes fraction', 'data'), va='top', fontsize=9)
     dress(axes)
-    axes.set_xlim(0, 1.22 * run.episodes)
     axes.set_xlabel('training episodes', color=GREY)
     axes.set_ylabel('accuracy (%)', color=GREY)
-    axes.set_title('Tiny ImageNet, 5-way 1-shot, "partial, u"', fontsize=11)
+    axes.set_title('mini-ImageNet, 5-way 1-shot, "partial, u", centred', fontsize=11)
+    axes.legend(frameon=False, fontsize=9, loc='lower right')
     figure.tight_layout()
     return figure
 
@@ -144,7 +149,7 @@ def main():
     args = parser.parse_args()
     runs, paper = read_runs(), read_paper()
     draw_omniglot(runs, paper['table 1']).savefig(os.path.join(args.out, 'omniglot_curves.png'), dpi=110)
-    draw_proxy(runs[PROXY]).savefig(os.path.join(args.out, 'tiny_imagenet.png'), dpi=110)
+    draw_mini_imagenet(runs[MINI_IMAGENET]).savefig(os.path.join(args.out, 'mini_imagenet.png'), dpi=110)
 
 
 if __name__ == '__main__':
