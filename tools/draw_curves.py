@@ -132,8 +132,8 @@ def draw_mini_imagenet(run):
                       label=f'{part} tasks, {"averaged" if prefix else "last"} weights')
     for name, accuracy in PAPERS.items():
         axes.axhline(accuracy, color='black', linewidth=1)
-        axes.annotate(f'{name}, the paper: {accuracy} %', (1, accuracy), (0, -3), textcoords='offset points', ha='right',
-                      xycoords=('axes fraction', 'data'), va='top', fontsize=9)
+        axes.annotate(f'{name}, the paper: {accuracy} %', (1, accuracy), (0, -3), xycoords=('axes fraction', 'data'),
+                      textcoords='offset points', ha='right', va='top', fontsize=9)
     dress(axes)
     axes.set_xlabel('training episodes', color=GREY)
     axes.set_ylabel('accuracy (%)', color=GREY)
