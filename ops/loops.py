@@ -291,6 +291,18 @@ def _add_up(tiles, kept, start, sums):
 
 
 @_compiled
+def _rooms(maps, kernels, shape, edges):
+    """Room for the largest block: one example's padded map, half-transformed rows, matrices, products, and tiles."""
+    rows, columns = shape
+    places, size, o = kernels.shape
+    most = numpy.max(edges[1:] - edges[:-1]) * rows * columns
+    n_products = 16 * most if places == 16 else 4 * most
+    return (numpy.zeros((2 * rows + 2, 2 * columns + 2, maps.shape[3]), maps.dtype),
+            numpy.empty((4, 2 * columns + 2, maps.shape[3]), maps.dtype), numpy.empty(n_products * size, maps.dtype),
+            numpy.empty(n_products * o, maps.dtype), numpy.empty(4 * most * o, maps.dtype))
+
+
+@_compiled
 def forward(maps, kernels, shape, edges, relu, second, kept, sums, pooled):
     """Convolution and pooling, block by block.
 
@@ -306,15 +318,10 @@ def forward(maps, kernels, shape, edges, relu, second, kept, sums, pooled):
         pooled: (tiles, o), gets the result.
     """
     rows, columns = shape
-    _, h, w, channels = maps.shape
+    _, h, w, _ = maps.shape
     places, size, o = kernels.shape
     per_tile = 1 if places == 16 else 4
-    most = numpy.max(edges[1:] - edges[:-1]) * rows * columns
-    padded = numpy.zeros((2 * rows + 2, 2 * columns + 2, channels), maps.dtype)
-    half = numpy.empty((4, 2 * columns + 2, channels), maps.dtype)
-    room = numpy.empty(places * most * per_tile * size, maps.dtype)
-    products_room = numpy.empty(places * most * per_tile * o, maps.dtype)
-    tiles_room = numpy.empty(4 * most * o, maps.dtype)
+    padded, half, room, products_room, tiles_room = _rooms(maps, kernels, shape, edges)
     for i in range(len(edges) - 1):
         n, start = (edges[i + 1] - edges[i]) * rows * columns, edges[i] * rows * columns
         matrices = room[:places * n * per_tile * size].reshape(places, n * per_tile, size)
@@ -355,13 +362,8 @@ def backward(maps, kernels, shape, edges, g, y, second, kept, slope, offset, gro
     _, h, w, channels = maps.shape
     places, size, o = kernels.shape
     per_tile = 1 if places == 16 else 4
-    most = numpy.max(edges[1:] - edges[:-1]) * rows * columns
-    padded = numpy.zeros((2 * rows + 2, 2 * columns + 2, channels), maps.dtype)
-    half = numpy.empty((4, 2 * columns + 2, channels), maps.dtype)
+    padded, half, room, g_room, tiles_room = _rooms(maps, kernels, shape, edges)
     half_tile = numpy.empty((8, o), maps.dtype)
-    room = numpy.empty(places * most * per_tile * size, maps.dtype)
-    g_room = numpy.empty(places * most * per_tile * o, maps.dtype)
-    tiles_room = numpy.empty(4 * most * o, maps.dtype)
     g_kernel = numpy.empty((o, size), maps.dtype)
     g_kernels = numpy.empty((places, 1, o, size), maps.dtype)
     g_padded = numpy.empty_like(padded)
