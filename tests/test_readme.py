@@ -151,7 +151,7 @@ def test_the_readmes_names_of_the_model_are_its_names():
 
 @pytest.mark.parametrize('page', PAGES)
 def test_every_link_to_a_file_or_a_heading_leads_somewhere(page):
-    for target in re.findall(r'\]\(([^)\s]+)\)', text(page)):
+    for target in re.findall(r'\]\(([^)]+)\)', text(page)):
         if '://' in target:
             continue
         path, _, heading = target.partition('#')
