@@ -1,6 +1,7 @@
 """Variations of MetaNet that the paper tries, in the order of its section 5."""
 from metanet import Memory, MetaNet, TaskLearner, augmented
 from ops.checks import check_episode
+from ops.lazy import looking_once
 
 
 class MetaNetPlus(MetaNet):
@@ -19,6 +20,7 @@ class MetaNetPlus(MetaNet):
             self.d_base_conv = TaskLearner(n_units, defer=True)
             self.d_base_fc = TaskLearner(n_units)
 
+    @looking_once
     def forward(self, support_x, support_y, query_x):
         """Algorithm 1 with one more step; arguments, result and errors as of `MetaNet.forward`."""
         way = check_episode(support_x, support_y, query_x, self.m_fc.l1.W.dtype)
