@@ -142,7 +142,7 @@ class _Products(chainer.FunctionNode):
                     gx[start:stop] = 0 if g_patches is None else self.fold(g_patches, x.shape)
             return shared
 
-        parts = in_parts(work, self._cut(x, weights), xp)
+        parts = in_parts(work, self._cut(x, weights), xp, summed=True)
         gradients = [self.from_rows(gx, x.shape) if gx is not None else None]
         for i, gradient in enumerate(grouped):
             if i + 1 not in indexes:

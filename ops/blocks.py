@@ -2,8 +2,9 @@
 
 A *block* is what a thread works on at a time: as many examples, weights or coordinates as fit its core's cache. The
 blocks are dealt out in *parts*, runs of consecutive blocks; each part adds up its own gradient, and the sums of the
-parts are added in their order. Both depend on the shapes alone, so no result depends on the number of threads. (A
-*chunk*, in `meta_learners`, is a piece of a block for one matrix product.) On a GPU all is one block.
+parts are added in their order. Both depend on the shapes alone, so no result depends on the number of threads. Where
+nothing is added up, there are only as many parts as keep the threads busy. (A *chunk*, in `meta_learners`, is a piece
+of a block for one matrix product.) On a GPU all is one block.
 """
 import contextlib
 import functools
@@ -20,8 +21,8 @@ from ops.compat import cuda
 
 # Numbers in a block's largest array, of a convolution or of pooling: what fits a core's cache, beside the others.
 ELEMENTS = 1 << 18
-# Parts that the blocks are dealt into.
-PARTS = 16
+# Parts that the blocks are dealt into, where their results are added up.
+PARTS = 8
 # The cores this process may use.
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
@@ -42,12 +43,14 @@ def one_blas_thread():
     return blas.limit(limits=1)
 
 
-def in_parts(work, blocks, xp):
-    """Calls `work` on up to `PARTS` runs of consecutive `blocks` in `THREADS` threads; returns its results in order.
+def in_parts(work, blocks, xp, summed=False):
+    """Calls `work` on runs of consecutive `blocks` in `THREADS` threads; returns its results in order.
 
-    On a GPU in this thread alone: others have another current device.
+    With `summed` there are up to `PARTS` runs, always the same. On a GPU all is done in this thread: others have
+    another current device.
     """
-    edges = [i * len(blocks) // PARTS for i in range(PARTS + 1)]
+    count = PARTS if summed else 2 * THREADS if THREADS > 1 else 1
+    edges = [i * len(blocks) // count for i in range(count + 1)]
     runs = [blocks[start:stop] for start, stop in zip(edges, edges[1:]) if start < stop]
     results, left = [None] * len(runs), enumerate(runs)
     threads = min(THREADS, len(runs)) if xp is numpy else 1

@@ -48,7 +48,7 @@ class _Mixture(chainer.FunctionNode):
                         g_weights += gy.dot(values[i][:, start:stop].T)
             return g_weights
 
-        gradients = [sum(in_parts(work, self._cut(values), xp))] + g_values
+        gradients = [sum(in_parts(work, self._cut(values), xp, summed=True))] + g_values
         return [chainer.as_variable(gradients[i]) for i in indexes]
 
 

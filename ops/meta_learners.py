@@ -94,7 +94,7 @@ class _Coordinatewise(chainer.FunctionNode):
                         total += term.sum(0)
             return sums
 
-        parts = in_parts(work, self._cut(), xp)
+        parts = in_parts(work, self._cut(), xp, summed=True)
         gradients = self.unpack(*(sum(terms) for terms in zip(*parts)))
         result = [None] * self.count + [chainer.as_variable(gradient) for gradient in gradients]
         return [result[i] for i in indexes]

@@ -154,7 +154,7 @@ class Tiles:
                     relu_in_place(pooled[start:stop])
             return its
 
-        parts = in_parts(work, self._cut(x, self.numbers(weight.shape[-4], weight.shape[-1])), numpy)
+        parts = in_parts(work, self._cut(x, self.numbers(weight.shape[-4], weight.shape[-1])), numpy, sums)
         return sum(block.sum(axis=1) for part in parts for block in part) if sums else None
 
     def backward(self, x, weight, g, second, indexes, y=None, share=None):
@@ -208,7 +208,7 @@ class Tiles:
                     self.fold(g_matrices, gx[start:stop])
             return total
 
-        parts = in_parts(work, self._cut(x, numbers), numpy)
+        parts = in_parts(work, self._cut(x, numbers), numpy, gradient is not None and not grouped)
         if gradient is not None and not grouped:
             self.g_weights(sum(parts)[:, None], gradient[None])
         return gx.transpose(0, 3, 1, 2) if gx is not None else None, gradient

@@ -85,12 +85,30 @@ def test_enclosures_hold_what_is_generated(name, steps, width):
 
 
 def test_only_as_far_as_gradients_reach():
-    """Magnitude times 1, above 0 for gradients above e^(7/2) alone."""
+    """Magnitude times 1, above 0 for gradients above e^(0.6 x 7) = 67 alone."""
     params = [np.zeros(shape, np.float32) for shape in SHAPES['mlp']]
     params[0][0, 0] = params[2][0, 0] = params[4][0, 0] = 1
-    params[5][0] = -.5
+    params[5][0] = -.6
     assert is_negative('mlp', [np.array([[30, -1]], np.float32)], params)
-    assert not is_negative('mlp', [np.array([[30, -1]], np.float32), np.array([[-35]], np.float32)], params)
+    assert not is_negative('mlp', [np.array([[30, -1]], np.float32), np.array([[-70]], np.float32)], params)
+
+
+@pytest.mark.parametrize('name, steps', CASES)
+def test_an_answer_is_worked_out_once_for_the_same_parameters(name, steps, monkeypatch):
+    asked = []
+    work_out = bounds._is_negative_up_to
+    monkeypatch.setattr(bounds, '_is_negative_up_to', lambda *args: asked.append(1) or work_out(*args))
+    params = parameters(name, 0, .1)
+    params[-1] -= 100
+    for seed in range(3):
+        assert is_negative(name, [gradients(steps, seed=seed)], params)
+    assert len(asked) == 1
+    params[-1] += 200  # in place, as an optimizer does
+    assert not is_negative(name, [gradients(steps)], params)
+    assert not is_negative(name, [gradients(steps)], params)
+    assert len(asked) == 2
+    assert not is_negative(name, [1000 * gradients(steps)], params)
+    assert len(asked) == 3
 
 
 def test_channels_are_bound_together():
