@@ -1,33 +1,50 @@
 """What is not in the paper: each has a setting of its own in the scripts, and is named in every line of results."""
 import numpy as np
 
-from metanet import FastLayer, MetaNet, SoftmaxLayer
+from metanet import FastLayer, Memory, MetaNet, SoftmaxLayer
 from ops.compat import F, chainer, training
 from ops.lazy import made, needed
 
-CENTRED = 'fc', 'conv', 'conv, fc'  # choices for `CentredMetaNet`'s `centred`
+# Choices for `CentredMetaNet`'s `centred`.
+CENTRED = 'fc', 'conv', 'conv, fc', 'keys', 'fc, keys', 'conv, keys', 'conv, fc, keys'
+
+
+class CentredMemory(Memory):
+    """A memory whose keys are centred, so that what all support examples have in common doesn't count.
+
+    Otherwise the common part may grow without end: keys become alike, attention levels out, and b's activations grow to
+    make up for it, until the training breaks down.
+    """
+
+    def attention(self, queries):
+        centre = F.mean(self.keys, axis=0, keepdims=True)
+        keys, queries = (x - F.broadcast_to(centre, x.shape) for x in (self.keys, queries))
+        return Memory(keys, self.values).attention(queries)
 
 
 class CentredMetaNet(MetaNet):
-    """MetaNet whose fast weights are centred, to keep fast activations alive, which else mostly die early.
+    """MetaNet whose fast weights or keys are centred, or both.
 
     From the fast weights of each output of a layer, a convolution's filter for one, their mean is subtracted; not in
-    softmax layers, which have no ReLU.
+    softmax layers, which have no ReLU. This keeps fast activations alive, which else mostly die early.
 
     Args:
-        centred: 'fc': fully connected layers; 'conv': convolutions, which takes much longer, for nothing of them can
-            be deferred (`ops.lazy`) any more; 'conv, fc': both.
+        centred: one or several of 'fc': the fast weights of fully connected layers; 'conv': of convolutions, which
+            takes much longer, for nothing of them can be deferred (`ops.lazy`) any more; 'keys': see `CentredMemory`.
+            In the order and with the commas of `CENTRED`.
         args, settings: as of `MetaNet`.
 
     Raises:
-        ValueError: `centred` is none of these.
+        ValueError: `centred` is none of `CENTRED`.
     """
 
     def __init__(self, *args, centred, **settings):
         if centred not in CENTRED:
             raise ValueError(f'centred = {centred!r}: choose among {", ".join(map(repr, CENTRED))}')
         super().__init__(*args, **settings)
-        self.centred = centred
+        self.centred = centred.split(', ')
+        if 'keys' in self.centred:
+            self.memory = CentredMemory
 
     def meta_learner(self, name, gradients, layers):
         fast = super().meta_learner(name, gradients, layers)

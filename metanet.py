@@ -309,6 +309,8 @@ class MetaNet(chainer.Chain):
         TypeError: `base` or `embed` is not a `Network`.
     """
 
+    memory = Memory  # the class that keeps its examples' fast weights
+
     def __init__(self, base, embed, ways, n_steps=5, task_level=True, base_on_keys=False, n_units=20):
         super().__init__()
         for network in base, embed:
@@ -370,7 +372,7 @@ class MetaNet(chainer.Chain):
             support_x, query_x = keys.array, queries
 
         gradients = self.meta_information(b, support_x, support_y, way, 1)              # 3
-        memory = Memory(keys, self.meta_learner('m', gradients, b_layers))              # lines 6-8: M = m(gradients)
+        memory = self.memory(keys, self.meta_learner('m', gradients, b_layers))         # lines 6-8: M = m(gradients)
         with augmented(b_layers, memory.read(queries)):                                 # 4, line 13: W* by attention
             return self.scores(b, query_x, way)                                         # line 14: b(W, W*, x)
 

@@ -55,7 +55,7 @@ model = 'partial'  # 'partial': b has a CNN of its own; 'partial, u': b is an ML
 n_filters = 32  # of each convolution
 n_slow = 3  # convolutions, from the first, with batch normalisation and without fast weights
 n_steps = 10  # T: task-level gradients that the support set is cut into
-centred = ''  # extension: 'fc', 'conv' or 'conv, fc' keeps these layers' fast activations alive, see the README
+centred = ''  # extension: 'fc', 'conv', 'keys' or several, 'fc, keys': these have no mean, see the README
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # [-0.1, 0.1), the paper, but for batch normalisation; 'chainer': LeCun normal, the authors
 # optimiser

@@ -56,7 +56,7 @@ n_final_episodes = 1000  # test episodes of each way at the end
 variant = 'MetaNet'  # 'MetaNet-': no task-level fast weights in the embedding; 'MetaNet+': in the base learner, too
 n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
-centred = ''  # extension: 'fc', 'conv' or 'conv, fc' keeps these layers' fast activations alive, see the README
+centred = ''  # extension: 'fc', 'conv', 'keys' or several, 'fc, keys': these have no mean, see the README
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser

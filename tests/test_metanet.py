@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import data
-from beyond import CentredMetaNet, LiveActivations
+from beyond import CentredMemory, CentredMetaNet, LiveActivations
 from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network
 from ops import bounds, lazy, tiled
 from ops.compat import F, chainer
@@ -147,6 +147,35 @@ def test_centred_weights_have_no_mean_and_nothing_else_changes(kinds):
             if i < 5 and 'conv' in kinds or i == 5 and 'fc' in kinds:  # 6 is the softmax layer
                 other = other - other.mean(axis=tuple(range(first, other.ndim)), keepdims=True)
             np.testing.assert_allclose(fast, other, atol=1e-6 * abs(other).max())
+
+
+def test_centred_keys_have_nothing_in_common():
+    """What is added to all keys and queries changes nothing; without centring it levels attention out."""
+    random = np.random.RandomState(0)
+    keys, queries, common = (random.randn(n, 8).astype(np.float32) for n in (5, 3, 1))
+
+    def attention(memory, shift):
+        return memory(chainer.Variable(keys + shift), []).attention(chainer.Variable(queries + shift)).array
+
+    centre = keys.mean(axis=0)
+    expected = Memory(chainer.Variable(keys - centre), []).attention(chainer.Variable(queries - centre)).array
+    np.testing.assert_allclose(attention(CentredMemory, 0), expected, rtol=1e-5)
+    np.testing.assert_allclose(attention(CentredMemory, 100 * common), expected, rtol=1e-3)
+    np.testing.assert_allclose(attention(Memory, 100 * common), .2, atol=1e-3)
+    assert abs(expected - .2).max() > .05
+
+
+@pytest.mark.parametrize('kinds, uses', [('fc', Memory), ('keys', CentredMemory), ('conv, fc, keys', CentredMemory)])
+def test_keys_are_centred_where_the_setting_says_so(kinds, uses):
+    plain, centred = small_model(), small_model(centred=kinds)
+    assert type(plain).memory is Memory and centred.memory is uses
+    task = episode(5, 1)
+    if kinds == 'keys':
+        for ours, others in zip(*(fast_weights(model, 'm', *task[:2], 5) for model in (centred, plain))):
+            np.testing.assert_array_equal(made(ours).array, made(others).array)
+    scores = centred(*task[:3]).array
+    centred.memory = Memory
+    assert (abs(centred(*task[:3]).array - scores).max() > 1e-6) == (uses is CentredMemory)
 
 
 def negative_model(**settings):
