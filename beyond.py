@@ -58,35 +58,49 @@ def _centred(weights, n_axes):
     return weights - F.broadcast_to(F.mean(weights, axis=tuple(range(-n_axes, 0)), keepdims=True), weights.shape)
 
 
-class LiveActivations(chainer.LinkHook):
-    """Counts, within a `with`, the share of each layer's fast activations that are above 0: whether it adapts at all.
+class Health(chainer.LinkHook):
+    """Tells, within a `with`, whether a model is well: which layers adapt at all, and whether the memory tells apart.
 
-    Layers without an activation, softmax layers for one, are left out: all that they make passes.
+    It counts the share of each layer's fast activations that are above 0, those that are alive. Layers without an
+    activation, softmax layers for one, are left out: all that they make passes. And it takes the mean cosine between
+    the embeddings of different examples: near 1, they are all alike, and attention is the same for all.
 
     Args:
         model: `MetaNet`.
 
     Yields:
-        A dict {layer, such as 'base/conv1': list of shares, one for each call while it was augmented}.
+        A dict {'alive/base/conv1': list of shares, one for each call while the layer was augmented, ..., 'alike/keys':
+        list of cosines, one for each batch that was embedded}.
     """
 
-    name = 'LiveActivations'
+    name = 'Health'
 
     def __init__(self, model):
-        self.names = {id(link): name[1:] for name, link in model.namedlinks()
+        self.embed = model.embed
+        self.names = {id(link): 'alive' + name for name, link in model.namedlinks()
                       if isinstance(link, FastLayer) and link.activation is not None}
-        self.shares = {name: [] for name in self.names.values()}
+        self.found = {name: [] for name in (*self.names.values(), 'alike/keys')}
 
     def __enter__(self):
         super().__enter__()
-        return self.shares
+        return self.found
 
     def forward_postprocess(self, args):
         layer, (x, *_) = args.link, args.args
         if id(layer) in self.names and layer.fast is not None:
             fast = needed(layer.fast, x, layer.activation)
             share = np.mean([float((layer.product(x, [one], relu=False).array > 0).mean()) for one in fast] or [0.])
-            self.shares[self.names[id(layer)]].append(share)
+            self.found[self.names[id(layer)]].append(share)
+        # Not where its gradients on the support set are due.
+        if layer is self.embed and len(x) > 1 and all(part.copies is None for part in layer.fast_layers()):
+            self.found['alike/keys'].append(_mean_cosine(args.out.array))
+
+
+def _mean_cosine(vectors):
+    """Between different ones of n vectors, (n, d)."""
+    n = len(vectors)
+    directions = vectors / (vectors ** 2).sum(axis=1, keepdims=True).clip(1e-12, None) ** .5
+    return float(((directions.sum(axis=0) ** 2).sum() - (directions ** 2).sum()) / (n * (n - 1)))
 
 
 class Average(training.Extension):

@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 import data
-from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
+from beyond import CENTRED, Average, CentredMetaNet, Health
 from experiment.checkpoints import WEIGHTS, check_folder, claim, class_names, load_model, save_models
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
@@ -144,7 +144,7 @@ def train_model(settings):
                                 n_test_episodes)
         trainer.extend(average)
     trainer.extend(Tasks(metanet, {dev_tasks: dev_sampler}, n_dev_episodes, same=True,
-                         average=models.get('average'), watch=LiveActivations))
+                         average=models.get('average'), watch=Health))
     for best in bests.values():
         trainer.extend(best)
     if n_decay:

@@ -17,7 +17,7 @@ import os
 import numpy as np
 
 import data
-from beyond import CENTRED, Average, CentredMetaNet, LiveActivations
+from beyond import CENTRED, Average, CentredMetaNet, Health
 from experiment.checkpoints import check_folder, claim, class_names, load_model, save_models
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
@@ -159,7 +159,7 @@ def train_model(settings):
         models['average'] = average.model
         trainer.extend(average)
     trainer.extend(Tasks(model, {f'test/{way}-way': tests for way, tests in epoch_samplers.items()},
-                         n_test_episodes, average=models.get('average'), watch=LiveActivations))
+                         n_test_episodes, average=models.get('average'), watch=Health))
     if n_decay:
         trainer.extend(decay(updater, n_epoch, n_decay))
     record(trainer, source)

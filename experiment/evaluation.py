@@ -85,7 +85,7 @@ class Tasks(training.Extension):
     """Tests the model on a few episodes every epoch, and looks at its layers meanwhile.
 
     Reports `NAME/loss` and `NAME/accuracy` for each sampler, `average/NAME/loss` and `average/NAME/accuracy` for the
-    averaged model on the same episodes, and `alive/LAYER` for what `watch` counts.
+    averaged model on the same episodes, and what `watch` finds.
 
     Args:
         model: a link, as for `test`.
@@ -94,8 +94,7 @@ class Tasks(training.Extension):
         same: whether each epoch has the same episodes.
         average: the averaged model, if there is one.
         watch: function of the model that returns a context manager, within which it is tested on the first 10
-            episodes; that yields a dict {layer: list of the shares of its fast activations that are above 0}. A layer
-            with none learns and adapts through its slow weights alone.
+            episodes; that yields a dict {name: list of numbers}, whose means are reported.
     """
 
     trigger = 1, 'epoch'
@@ -114,7 +113,7 @@ class Tasks(training.Extension):
         starts = {name: self.start.get(name, sampler.get_state()) for name, sampler in self.samplers.items()}
         n_watched = min(WATCHED, self.n_episodes)
         first = {}
-        with self.watch(self.model) as alive:
+        with self.watch(self.model) as found:
             for name, sampler in self.samplers.items():
                 sampler.set_state(starts[name])
                 first[name] = test(self.model, sampler, n_watched)
@@ -127,7 +126,7 @@ class Tasks(training.Extension):
             for name, sampler in self.samplers.items():
                 sampler.set_state(starts[name])
                 self._report(f'average/{name}', test(self.average, sampler, self.n_episodes))
-        chainer.report({f'alive/{layer}': np.mean(shares) for layer, shares in alive.items() if shares})
+        chainer.report({name: np.mean(values) for name, values in found.items() if values})
 
     @staticmethod
     def _report(name, results):

@@ -54,7 +54,7 @@ class Classifier(chainer.Chain):
 
     @contextlib.contextmanager
     def watch(self):
-        yield {'l1': [0.25, 0.75], 'l2': []}
+        yield {'alive/l1': [0.25, 0.75], 'alive/l2': []}
 
 
 def run(out, n_epoch, stop_at=-1, n_episodes=3, n_averaged=1, n_decay=0, alpha=1e-3, source='synthetic strokes',

@@ -4,8 +4,9 @@ import re
 import numpy as np
 import pytest
 
+import beyond
 import data
-from beyond import CentredMemory, CentredMetaNet, LiveActivations
+from beyond import CentredMemory, CentredMetaNet, Health
 from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network
 from ops import bounds, lazy, tiled
 from ops.compat import F, chainer
@@ -243,9 +244,9 @@ def test_negative_weights_matter_without_relu(untiled, monkeypatch):
 def test_negative_weights_can_be_looked_at_and_count_as_dead():
     model = negative_model()
     task = episode(5, 1)
-    with LiveActivations(model) as alive:
+    with Health(model) as found:
         model(*task[:3])
-    assert alive['base/conv2'] == [0.0] and alive['embed/conv2'] == [0.0, 0.0]
+    assert found['alive/base/conv2'] == [0.0] and found['alive/embed/conv2'] == [0.0, 0.0]
     for learner in 'dm':
         weights = [made(fast).array for fast in fast_weights(model, learner, *task[:2], 5)]
         assert all((fast < -1).all() for fast in weights[:5]) and weights[0].shape[-4:] == (8, 3, 3, 1)
@@ -331,13 +332,31 @@ def test_live_fast_activations_are_counted():
     model = small_model()
     for param in model.m_conv.l3.params():
         param.array[...] = 0
-    with LiveActivations(model) as alive:
+    with Health(model) as found:
         model(*episode(5, 1)[:3])
-    assert alive['base/conv1'] == [0.0] and {'base/fc1', 'embed/conv1'} < set(alive)
-    assert not {'embed/fc1', 'base/softmax5'} & set(alive)  # without an activation all passes
-    assert len(alive['embed/conv1']) == 2 and 0 < alive['embed/conv1'][0] <= 1
+    assert found['alive/base/conv1'] == [0.0] and {'alive/base/fc1', 'alive/embed/conv1'} < set(found)
+    assert not {'alive/embed/fc1', 'alive/base/softmax5'} & set(found)  # without an activation all passes
+    assert len(found['alive/embed/conv1']) == 2 and 0 < found['alive/embed/conv1'][0] <= 1
     model(*episode(5, 1)[:3])
-    assert len(alive['base/conv1']) == 1
+    assert len(found['alive/base/conv1']) == 1
+
+
+@pytest.mark.parametrize('task_level', [True, False])
+def test_how_alike_embeddings_are(task_level, monkeypatch):
+    model = small_model(task_level=task_level)
+    random = np.random.RandomState(0)
+    forward, embeddings = model.embed.forward, []
+    monkeypatch.setattr(model.embed, 'forward', lambda x: embeddings.append(forward(x)) or embeddings[-1])
+    with Health(model) as found:
+        model(*episode(5, 1)[:3])
+    assert len(embeddings) == 2 + task_level  # the first for d's gradients
+    for embedded, value in zip(embeddings[-2:], found['alike/keys']):
+        directions = embedded.array / np.linalg.norm(embedded.array, axis=1, keepdims=True)
+        cosines = (directions @ directions.T)[~np.eye(len(directions), dtype=bool)]
+        np.testing.assert_allclose(value, cosines.mean(), atol=1e-5)
+    assert len(found['alike/keys']) == 2
+    for x, expected in (random.randn(1, 9).repeat(4, axis=0), 1), (np.eye(3), 0), (np.zeros((3, 2)), 0):
+        np.testing.assert_allclose(beyond._mean_cosine(x), expected, atol=1e-6)
 
 
 def test_a_network_of_ones_own_learns():
