@@ -36,11 +36,11 @@ def read_table(path):
         return list(csv.DictReader(file))
 
 
-def new_picture(width, height):
-    """A figure of that many inches, and its axes."""
+def new_picture(width, height, n_columns=1):
+    """A figure of that many inches, and its axes; of several columns, an array of axes."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)  # pyplot would set what a notebook draws with
-    return figure, figure.subplots()
+    return figure, figure.subplots(1, n_columns)
 
 
 def save_picture(figure, path):
