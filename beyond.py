@@ -5,8 +5,7 @@ from metanet import FastLayer, Memory, MetaNet, SoftmaxLayer
 from ops.compat import F, chainer, training
 from ops.lazy import made, needed
 
-# Choices for `CentredMetaNet`'s `centred`.
-CENTRED = 'fc', 'conv', 'conv, fc', 'keys', 'fc, keys', 'conv, keys', 'conv, fc, keys'
+CENTRED = 'conv', 'fc', 'keys'  # what `CentredMetaNet` centres
 
 
 class CentredMemory(Memory):
@@ -29,21 +28,22 @@ class CentredMetaNet(MetaNet):
     softmax layers, which have no ReLU. This keeps fast activations alive, which else mostly die early.
 
     Args:
-        centred: one or several of 'fc': the fast weights of fully connected layers; 'conv': of convolutions, which
-            takes much longer, for nothing of them can be deferred (`ops.lazy`) any more; 'keys': see `CentredMemory`.
-            In the order and with the commas of `CENTRED`.
+        centred: one or several of 'conv': the fast weights of convolutions, which takes much longer, for nothing of
+            them can be deferred (`ops.lazy`) any more; 'fc': of fully connected layers; 'keys': see `CentredMemory`.
+            Several have a comma and a space between them, as in 'fc, keys'.
         args, settings: as of `MetaNet`.
 
     Raises:
-        ValueError: `centred` is none of `CENTRED`.
+        ValueError: `centred` is something else.
     """
 
     def __init__(self, *args, centred, **settings):
-        if centred not in CENTRED:
-            raise ValueError(f'centred = {centred!r}: choose among {", ".join(map(repr, CENTRED))}')
+        kinds = centred.split(', ')
+        if not set(kinds) <= set(CENTRED):
+            raise ValueError(f'centred = {centred!r}: name one or several of {", ".join(CENTRED)}, as in "fc, keys"')
         super().__init__(*args, **settings)
-        self.centred = centred.split(', ')
-        if 'keys' in self.centred:
+        self.centred = kinds
+        if 'keys' in kinds:
             self.memory = CentredMemory
 
     def meta_learner(self, name, gradients, layers):
@@ -62,45 +62,49 @@ class Health(chainer.LinkHook):
     """Tells, within a `with`, whether a model is well: which layers adapt at all, and whether the memory tells apart.
 
     It counts the share of each layer's fast activations that are above 0, those that are alive. Layers without an
-    activation, softmax layers for one, are left out: all that they make passes. And it takes the mean cosine between
-    the embeddings of different examples: near 1, they are all alike, and attention is the same for all.
+    activation, softmax layers for one, are left out: all that they make passes. And it looks at the attention that the
+    most attended support example gets, as a multiple of an equal share: at 1 all examples are the same to the memory.
 
     Args:
         model: `MetaNet`.
 
     Yields:
-        A dict {'alive/base/conv1': list of shares, one for each call while the layer was augmented, ..., 'alike/keys':
-        list of cosines, one for each batch that was embedded}.
+        A dict {'alive/base/conv1': list of shares, one for each call while the layer was augmented, ...,
+        'attention/peak': list of multiples, the mean over queries, one for each reading of the memory}.
     """
 
     name = 'Health'
 
     def __init__(self, model):
-        self.embed = model.embed
+        self.model = model
         self.names = {id(link): 'alive' + name for name, link in model.namedlinks()
                       if isinstance(link, FastLayer) and link.activation is not None}
-        self.found = {name: [] for name in (*self.names.values(), 'alike/keys')}
+        self.found = {name: [] for name in (*self.names.values(), 'attention/peak')}
 
     def __enter__(self):
         super().__enter__()
+        self.memory, peaks = self.model.memory, self.found['attention/peak']
+
+        class Watched(self.memory):
+            def attention(self, queries):
+                weights = super().attention(queries)
+                peaks.append(float(weights.array.max(axis=1).mean()) * weights.shape[1])
+                return weights
+
+        self.model.memory = Watched
         return self.found
 
+    def __exit__(self, *error):
+        self.model.memory = self.memory
+        super().__exit__(*error)
+
     def forward_postprocess(self, args):
-        layer, (x, *_) = args.link, args.args
+        layer = args.link
         if id(layer) in self.names and layer.fast is not None:
+            x = args.args[0] if args.args else args.kwargs['x']
             fast = needed(layer.fast, x, layer.activation)
             share = np.mean([float((layer.product(x, [one], relu=False).array > 0).mean()) for one in fast] or [0.])
             self.found[self.names[id(layer)]].append(share)
-        # Not where its gradients on the support set are due.
-        if layer is self.embed and len(x) > 1 and all(part.copies is None for part in layer.fast_layers()):
-            self.found['alike/keys'].append(_mean_cosine(args.out.array))
-
-
-def _mean_cosine(vectors):
-    """Between different ones of n vectors, (n, d)."""
-    n = len(vectors)
-    directions = vectors / (vectors ** 2).sum(axis=1, keepdims=True).clip(1e-12, None) ** .5
-    return float(((directions.sum(axis=0) ** 2).sum() - (directions ** 2).sum()) / (n * (n - 1)))
 
 
 class Average(training.Extension):

@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 import data
-from beyond import CENTRED, Average, CentredMetaNet, Health
+from beyond import Average, CentredMetaNet, Health
 from experiment.checkpoints import WEIGHTS, check_folder, claim, class_names, load_model, save_models
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
@@ -55,7 +55,7 @@ model = 'partial'  # 'partial': b has a CNN of its own; 'partial, u': b is an ML
 n_filters = 32  # of each convolution
 n_slow = 3  # convolutions, from the first, with batch normalisation and without fast weights
 n_steps = 10  # T: task-level gradients that the support set is cut into
-centred = ''  # extension: 'fc', 'conv', 'keys' or several, 'fc, keys': these have no mean, see the README
+centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # [-0.1, 0.1), the paper, but for batch normalisation; 'chainer': LeCun normal, the authors
 # optimiser
@@ -75,7 +75,6 @@ CHECKS = {
     'n_test_episodes': whole(2),
     'model': one_of('partial', 'partial, u'),
     'n_slow': whole(0, 5),
-    'centred': one_of('', *CENTRED),
     'channels': whole(3, 3),
     'image_size': whole(1, 4096),
 }

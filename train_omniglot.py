@@ -17,7 +17,7 @@ import os
 import numpy as np
 
 import data
-from beyond import CENTRED, Average, CentredMetaNet, Health
+from beyond import Average, CentredMetaNet, Health
 from experiment.checkpoints import check_folder, claim, class_names, load_model, save_models
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
@@ -56,7 +56,7 @@ n_final_episodes = 1000  # test episodes of each way at the end
 variant = 'MetaNet'  # 'MetaNet-': no task-level fast weights in the embedding; 'MetaNet+': in the base learner, too
 n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
-centred = ''  # extension: 'fc', 'conv', 'keys' or several, 'fc, keys': these have no mean, see the README
+centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
@@ -77,7 +77,6 @@ CHECKS = {
     'n_test_episodes': whole(1),
     'n_final_episodes': whole(2),
     'variant': one_of('MetaNet', 'MetaNet-', 'MetaNet+'),
-    'centred': one_of('', *CENTRED),
     'channels': whole(1, 3),
     'image_size': whole(1, 4096),
 }

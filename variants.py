@@ -1,5 +1,5 @@
 """Variations of MetaNet that the paper tries, in the order of its section 5."""
-from metanet import Memory, MetaNet, TaskLearner, augmented
+from metanet import MetaNet, TaskLearner, augmented
 from ops.checks import check_episode
 from ops.lazy import looking_once
 
@@ -35,7 +35,7 @@ class MetaNetPlus(MetaNet):
             support_x, query_x = keys.array, queries
 
         gradients = self.meta_information(b, support_x, support_y, way, 1)
-        memory = Memory(keys, self.meta_learner('m', gradients, b_layers))              # M = m(gradients)
+        memory = self.memory(keys, self.meta_learner('m', gradients, b_layers))         # M = m(gradients)
         gradients = self.meta_information(b, support_x, support_y, way, group)
         task_weights = self.meta_learner('d_base', gradients, b_layers)                 # V* = d'(gradients)
         with augmented(b_layers, list(zip(memory.read(queries), task_weights))):

@@ -68,14 +68,14 @@ def claim(out, settings, earlier):
     own = json.loads(json.dumps({name: value for name, value in settings.items() if name not in changeable}))
     if os.path.lexists(path):
         unrecorded = {name: value for name, value in own.items() if name.startswith(CLASS)}
-        other = {**unrecorded, **_completed(_read_settings(path), earlier)}
+        other = {**unrecorded, **run_settings(out, earlier)}
         changed = [f'{name} ({shortened(other.get(name))} there, {shortened(own.get(name))} now)'
                    for name in sorted(own.keys() | other.keys()) if own.get(name) != other.get(name)]
         if changed:
             more = f' and {len(changed) - 5} more' if len(changed) > 5 else ''
             raise ValueError(f'the folder {out} holds a run with other settings: {", ".join(changed[:5])}{more}; give '
                              'this run another folder (out), or take the same settings to go on with that one')
-    elif _snapshots(out):
+    elif snapshots(out):
         raise ValueError(f'the folder {out} holds snapshots, but no settings.json that says of which run: put that '
                          f'file back, or {ANOTHER_FOLDER}')
     names = os.listdir(out) if os.path.isdir(out) else []
@@ -92,6 +92,16 @@ def claim(out, settings, earlier):
 def _completed(settings, earlier):
     """The settings, a dict, with what they lack from `earlier`, as of `claim`."""
     return {**{name: value(settings) if callable(value) else value for name, value in earlier.items()}, **settings}
+
+
+def run_settings(out, earlier):
+    """The settings of the run in a folder, a dict; `earlier` as of `claim`.
+
+    Raises:
+        ValueError: its settings.json is missing or damaged.
+        OSError: it cannot be read.
+    """
+    return _completed(_read_settings(os.path.join(out, 'settings.json')), earlier)
 
 
 def _read_settings(path):
@@ -151,14 +161,14 @@ class Snapshot(training.Extension):
         path = os.path.join(trainer.out, f'snapshot_{iteration}')
         _write_npz(path, serializer.target)
         self.kept = [other for other in self.kept if other != path][-1:] + [path]
-        for other in _snapshots(trainer.out):
+        for other in snapshots(trainer.out):
             if other not in self.kept:
                 with contextlib.suppress(OSError):
                     os.remove(other)
 
 
-def _snapshots(out):
-    """Paths of the snapshots in a folder, the latest first."""
+def snapshots(out):
+    """Paths of the snapshots in a run's folder, the latest first."""
     if not os.path.isdir(out):
         return []
     names = [name for name in os.listdir(out) if SNAPSHOT.fullmatch(name)
@@ -188,7 +198,7 @@ def resume(trainer):
         SystemExit: there are snapshots, but none can be read, or they are of another network.
     """
     bad = []
-    for path in _snapshots(trainer.out):
+    for path in snapshots(trainer.out):
         try:
             _load_snapshot(path, trainer)
         except (ValueError, OSError) as error:

@@ -73,6 +73,19 @@ def one_of(*options):
     return Check(f'one of {", ".join(map(repr, options))}', lambda value: value in options, str)
 
 
+def some_of(*options):
+    """Some of several texts, in this order and with commas between them, or none; a word may have another order."""
+    def read(word):
+        names = word.replace(' ', '').split(',')
+        return ', '.join(name for name in options if name in names) if set(names) <= set(options) else word
+
+    def holds(value):
+        return value == '' or isinstance(value, str) and set(value.split(', ')) <= set(options) and read(value) == value
+
+    return Check(f"'', or some of {', '.join(map(repr, options))}, in this order, as in {', '.join(options[:2])!r}",
+                 holds, read)
+
+
 def path_of(what, optional=False):
     """A path, of a folder for one; `optional` as of `Check`."""
     return Check(f'the path of {what}', _is_path, str, optional)
@@ -103,6 +116,7 @@ COMMON = {
     'n_episodes_per_update': whole(1),
     'n_filters': whole(1, 1024),
     'n_steps': whole(1),
+    'centred': some_of('conv', 'fc', 'keys'),
     'inserted_scale': number('a number, at least 0', lambda value: value >= 0),
     'initialisation': one_of('uniform', 'chainer'),
     'alpha': number('a number above 0', lambda value: value > 0),

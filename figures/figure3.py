@@ -22,11 +22,12 @@ if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
 import functools  # noqa: E402
+import itertools  # noqa: E402
 
 import numpy as np  # noqa: E402
 
 import data  # noqa: E402
-from beyond import CENTRED, CentredMetaNet  # noqa: E402
+from beyond import CentredMetaNet  # noqa: E402
 from experiment.checkpoints import claim  # noqa: E402
 from experiment.console import plain_errors, say  # noqa: E402
 from experiment.evaluation import interval, test  # noqa: E402
@@ -48,7 +49,7 @@ n_filters = 64  # of each convolution of the model that is trained
 n_filters_fixed = 32, 128  # of each convolution of the base learners that nothing trains
 initialisation_fixed = 'uniform'  # of their slow weights; 'chainer': LeCun normal
 n_steps = 5  # T: task-level gradients that the support set is cut into
-centred = ''  # extension: 'fc', 'conv', 'keys' or several, 'fc, keys': these have no mean, see the README
+centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
 n_epoch = 13  # epochs to train
 n_episodes = 2000  # training episodes of an epoch
 n_test_episodes = 400  # of each base learner, after every epoch, the same each time
@@ -56,9 +57,9 @@ alpha = 1e-3  # Adam's learning rate
 clip = 10.0  # bound of the gradient's norm
 
 CHECKS = {name: COMMON[name] for name in ('input_path', 'out', 'gpu', 'seed', 'n_outputs_train', 'n_queries',
-                                          'n_filters', 'n_steps', 'n_epoch', 'n_episodes', 'alpha', 'clip')}
+                                          'n_filters', 'n_steps', 'centred', 'n_epoch', 'n_episodes', 'alpha', 'clip')}
 CHECKS.update(n_filters_fixed=wholes(1, 1024), initialisation_fixed=one_of('uniform', 'chainer'),
-              centred=one_of('', *CENTRED), n_test_episodes=whole(2))
+              n_test_episodes=whole(2))
 
 
 class OtherBases(training.Extension):
@@ -81,6 +82,17 @@ class OtherBases(training.Extension):
         self.others = others
         self.sampler = sampler
         self.start = sampler.get_state()
+        self.untrained = None
+
+    def initialize(self, trainer):
+        if self.untrained is None:
+            self.untrained = np.array(list(self.test().values()))
+
+    def serialize(self, serializer):
+        self.untrained = serializer('untrained', self.untrained)
+        # Drawn again, they could be others: with another version of NumPy, for one.
+        for filters, model in self.others.items():
+            model.base.serialize(serializer[f'{filters} filters'])
 
     def test(self):
         """{number of filters: (mean loss, mean accuracy, half width)}"""
@@ -136,12 +148,11 @@ def run(settings):
         claim(out, settings, {})
     trainer = training.Trainer(EpisodeUpdater(model, optimizer, sampler, n_episodes), Epochs(n_epoch), out)
     bases = OtherBases(model, dict(zip(as_tuple(n_filters_fixed), others)), test_sampler)
-    untrained = bases.test()
     trainer.extend(bases)
     log = record(trainer, source)
     train(trainer)
     with plain_errors():
-        report(untrained, log.log)
+        report(dict(zip(sizes, bases.untrained.tolist())), log.log)
 
 
 def report(untrained, rows):
@@ -163,7 +174,7 @@ def report(untrained, rows):
 def draw(paths, picture):
     """Draws the accuracies over training, a line for each base learner and csv of a run."""
     figure, axes = new_picture(7, 4.5)
-    for path, style in zip(paths, ('-', '--', ':', '-.')):
+    for path, style in zip(paths, itertools.cycle(('-', '--', ':', '-.'))):
         rows = read_table(path)
         for i, filters in enumerate(dict.fromkeys(row['filters'] for row in rows)):
             chosen = [row for row in rows if row['filters'] == filters]

@@ -44,10 +44,10 @@ def one_blas_thread():
 
 
 def in_parts(work, blocks, xp, summed=False):
-    """Calls `work` on runs of consecutive `blocks` in `THREADS` threads; returns its results in order.
+    """Calls `work` on runs of consecutive `blocks` in up to `THREADS` threads; returns its results in order.
 
-    With `summed` there are up to `PARTS` runs, always the same. On a GPU all is done in this thread: others have
-    another current device.
+    With `summed` there are up to `PARTS` runs, whatever the number of threads. On a GPU all is done in this thread:
+    others have another current device.
     """
     count = PARTS if summed else 2 * THREADS if THREADS > 1 else 1
     edges = [i * len(blocks) // count for i in range(count + 1)]

@@ -25,8 +25,9 @@ ROUNDS = 4
 # The largest position is rounded up to a multiple of this, so that one answer serves many gradients.
 STEP = numpy.float32(.5)
 
-# Of `mlp` and of `lstm`: the parameters that were last asked about, and {shape and end of the intervals: answer}.
-_answers = {}
+# Sets of parameters whose answers are kept, the last ones that were asked about; a MetaNet+ has four.
+KEPT = 8
+_kept = []  # of (follow, parameters, {number of steps and largest position: answer})
 
 
 def is_negative(follow, gradients, *parameters):
@@ -45,14 +46,22 @@ def is_negative(follow, gradients, *parameters):
     if not numpy.isfinite(largest).all():
         return False
     end = numpy.ceil((2 + preprocess(largest.max())[0]) / STEP) * STEP
-    known, answers = _answers.get(follow, ((), {}))
-    if len(known) != len(parameters) or not all(map(numpy.array_equal, known, parameters)):
-        _answers[follow] = [parameter.copy() for parameter in parameters], {}
-        known, answers = _answers[follow]
+    parameters, answers = _answers(follow, parameters)
     case = len(largest), float(end)
     if case not in answers:
-        answers[case] = _is_negative_up_to(numpy.full_like(largest, end), follow, known)
+        answers[case] = _is_negative_up_to(numpy.full_like(largest, end), follow, parameters)
     return answers[case]
+
+
+def _answers(follow, parameters):
+    """The parameters, as they won't change any more, and {case: answer} for them."""
+    global _kept
+    for other, known, answers in _kept:
+        if other is follow and all(map(numpy.array_equal, known, parameters)):
+            return known, answers
+    new = follow, [parameter.copy() for parameter in parameters], {}
+    _kept = [new, *_kept][:KEPT]
+    return new[1:]
 
 
 def _is_negative_up_to(ends, follow, parameters):

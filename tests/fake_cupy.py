@@ -33,6 +33,8 @@ def _host(x):
     """
     if isinstance(x, ndarray):
         return x._array
+    if isinstance(x, tuple) and all(isinstance(i, int) for i in x):  # axes
+        return x
     if isinstance(x, (list, tuple)) or hasattr(x, '__array__') and not isinstance(x, numpy.generic):
         raise TypeError(f'Unsupported type {type(x)}')
     return x

@@ -30,6 +30,15 @@ def is_negative(name, arrays, params):
     return bounds.is_negative(getattr(bounds, name), arrays, *map(chainer.Variable, params))
 
 
+def asked_for(monkeypatch):
+    """A list that gets an entry whenever an answer is worked out; none is known yet."""
+    asked = []
+    work_out = bounds._is_negative_up_to
+    monkeypatch.setattr(bounds, '_is_negative_up_to', lambda *args: asked.append(1) or work_out(*args))
+    monkeypatch.setattr(bounds, '_kept', [])
+    return asked
+
+
 CASES = [('mlp', 1), ('lstm', 1), ('lstm', 2), ('lstm', 5)]
 
 
@@ -93,11 +102,31 @@ def test_only_as_far_as_gradients_reach():
     assert not is_negative('mlp', [np.array([[30, -1]], np.float32), np.array([[-70]], np.float32)], params)
 
 
+def test_as_far_as_the_largest_gradient_of_any_step():
+    """d's first gate opens for large gradients alone: with one at the second step, its fast weight is above 0."""
+    params = [np.zeros(shape, np.float32) for shape in SHAPES['lstm']]
+    params[0][0, 0], params[1][0] = 20, -12  # tanh(20 magnitude - 12): -1, but 1 for large gradients
+    params[1][1], params[1][3] = 20, 20  # input and output gates are open, the forget gate is half
+    params[3][0, 0], params[4][0] = 1, -.1
+    small, large = np.full((1, 5), 1e-6, np.float32), np.full((1, 5), 1e3, np.float32)
+    assert generated('lstm', [np.concatenate((small, large))], params).max() > 0
+    assert not is_negative('lstm', [np.concatenate((small, large))], params)
+    assert is_negative('lstm', [np.concatenate((small, small))], params)
+
+
+def test_answers_are_kept_for_several_sets_of_parameters(monkeypatch):
+    asked = asked_for(monkeypatch)
+    sets = [parameters('lstm', seed, .1) for seed in range(2)]
+    sets[0][-1] -= 100
+    sets[1][-1] += 100
+    for _ in range(3):
+        assert [is_negative('lstm', [gradients(2)], params) for params in sets] == [True, False]
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize('name, steps', CASES)
 def test_an_answer_is_worked_out_once_for_the_same_parameters(name, steps, monkeypatch):
-    asked = []
-    work_out = bounds._is_negative_up_to
-    monkeypatch.setattr(bounds, '_is_negative_up_to', lambda *args: asked.append(1) or work_out(*args))
+    asked = asked_for(monkeypatch)
     params = parameters(name, 0, .1)
     params[-1] -= 100
     for seed in range(3):

@@ -50,6 +50,19 @@ def test_figure3_tests_all_base_learners_from_the_start_on(folder, capsys):
     assert rows('here/figure3.csv')[:6] == first
 
 
+def test_figure3_goes_on_with_the_base_learners_it_began_with(folder, monkeypatch, capsys):
+    figure3.main(THREE + ['--n_epoch=2', '--out=straight'])
+    figure3.main(THREE)
+    build = figure3.build
+    monkeypatch.setattr(figure3, 'build', lambda settings, filters, number=0: build(settings, filters, number and 9))
+    figure3.main(THREE + ['--n_epoch=2'])
+    assert rows('here/figure3.csv') == rows('straight/figure3.csv')
+    tested = []
+    monkeypatch.setattr(figure3, 'test', lambda *args: tested.append(args))
+    assert 'more than n_epoch = 1' in ending(figure3.main, THREE)
+    assert not tested
+
+
 @pytest.mark.parametrize('fixed', ['4,6', '6,6', '4'])
 def test_figure3_needs_different_base_learners(folder, fixed):
     assert 'give different numbers' in ending(figure3.main, THREE + ['--n_filters_fixed', fixed])

@@ -3,33 +3,14 @@ import re
 
 import numpy as np
 import pytest
+from small_models import episode, fast_weights, small_model
 
-import beyond
 import data
-from beyond import CentredMemory, CentredMetaNet, Health
+from beyond import Health
 from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network
 from ops import bounds, lazy, tiled
 from ops.compat import F, chainer
 from ops.lazy import made
-
-
-def episode(way, shot, n_query=2, seed=0, size=28):
-    random = np.random.RandomState(seed)
-    support_y, query_y = (random.permutation(np.repeat(np.arange(way, dtype=np.int32), n)) for n in (shot, n_query))
-    support_x, query_x = (random.rand(len(y), 1, size, size).astype(np.float32) for y in (support_y, query_y))
-    return data.Episode(support_x, support_y, query_x, query_y)
-
-
-def small_model(ways=(5,), seed=0, **settings):
-    np.random.seed(seed)
-    kind = CentredMetaNet if 'centred' in settings else MetaNet
-    return kind(CNN(8), CNN(8, activation=None), ways, **settings)
-
-
-def fast_weights(model, name, x, y, way):
-    """What m or d makes of a support set."""
-    network, group = (model.base, 1) if name == 'm' else (model.embed, max(1, len(x) // model.n_steps))
-    return model.meta_learner(name, model.meta_information(network, x, y, way, group), network.fast_layers(way))
 
 
 @pytest.mark.parametrize('n_support, group', [(5, 1), (6, 2), (7, 3), (4, 9)])
@@ -135,48 +116,6 @@ def test_metanet_minus_has_no_task_level_weights():
     assert not any(name.startswith('/d_') for name, _ in model.namedparams())
     model.loss(episode(5, 1)).backward()
     assert model.embed.conv1.W.grad is not None
-
-
-@pytest.mark.parametrize('kinds', ['conv', 'fc', 'conv, fc'])
-def test_centred_weights_have_no_mean_and_nothing_else_changes(kinds):
-    plain, centred = small_model(), small_model(centred=kinds)
-    task = episode(5, 1)
-    for learner, first in (('m', 2), ('d', 1)):
-        ours, others = [[made(w).array for w in fast_weights(model, learner, *task[:2], 5)]
-                        for model in (centred, plain)]
-        for i, (fast, other) in enumerate(zip(ours, others)):
-            if i < 5 and 'conv' in kinds or i == 5 and 'fc' in kinds:  # 6 is the softmax layer
-                other = other - other.mean(axis=tuple(range(first, other.ndim)), keepdims=True)
-            np.testing.assert_allclose(fast, other, atol=1e-6 * abs(other).max())
-
-
-def test_centred_keys_have_nothing_in_common():
-    """What is added to all keys and queries changes nothing; without centring it levels attention out."""
-    random = np.random.RandomState(0)
-    keys, queries, common = (random.randn(n, 8).astype(np.float32) for n in (5, 3, 1))
-
-    def attention(memory, shift):
-        return memory(chainer.Variable(keys + shift), []).attention(chainer.Variable(queries + shift)).array
-
-    centre = keys.mean(axis=0)
-    expected = Memory(chainer.Variable(keys - centre), []).attention(chainer.Variable(queries - centre)).array
-    np.testing.assert_allclose(attention(CentredMemory, 0), expected, rtol=1e-5)
-    np.testing.assert_allclose(attention(CentredMemory, 100 * common), expected, rtol=1e-3)
-    np.testing.assert_allclose(attention(Memory, 100 * common), .2, atol=1e-3)
-    assert abs(expected - .2).max() > .05
-
-
-@pytest.mark.parametrize('kinds, uses', [('fc', Memory), ('keys', CentredMemory), ('conv, fc, keys', CentredMemory)])
-def test_keys_are_centred_where_the_setting_says_so(kinds, uses):
-    plain, centred = small_model(), small_model(centred=kinds)
-    assert type(plain).memory is Memory and centred.memory is uses
-    task = episode(5, 1)
-    if kinds == 'keys':
-        for ours, others in zip(*(fast_weights(model, 'm', *task[:2], 5) for model in (centred, plain))):
-            np.testing.assert_array_equal(made(ours).array, made(others).array)
-    scores = centred(*task[:3]).array
-    centred.memory = Memory
-    assert (abs(centred(*task[:3]).array - scores).max() > 1e-6) == (uses is CentredMemory)
 
 
 def negative_model(**settings):
@@ -326,37 +265,6 @@ def test_initialize_uniform_leaves_batch_normalisation_alone():
     model.initialize_uniform(seed=0)
     assert (model.base.conv1.bn.gamma.array == 1).all() and (model.base.conv1.bn.beta.array == 0).all()
     assert abs(model.base.conv1.W.array).max() < 0.1
-
-
-def test_live_fast_activations_are_counted():
-    model = small_model()
-    for param in model.m_conv.l3.params():
-        param.array[...] = 0
-    with Health(model) as found:
-        model(*episode(5, 1)[:3])
-    assert found['alive/base/conv1'] == [0.0] and {'alive/base/fc1', 'alive/embed/conv1'} < set(found)
-    assert not {'alive/embed/fc1', 'alive/base/softmax5'} & set(found)  # without an activation all passes
-    assert len(found['alive/embed/conv1']) == 2 and 0 < found['alive/embed/conv1'][0] <= 1
-    model(*episode(5, 1)[:3])
-    assert len(found['alive/base/conv1']) == 1
-
-
-@pytest.mark.parametrize('task_level', [True, False])
-def test_how_alike_embeddings_are(task_level, monkeypatch):
-    model = small_model(task_level=task_level)
-    random = np.random.RandomState(0)
-    forward, embeddings = model.embed.forward, []
-    monkeypatch.setattr(model.embed, 'forward', lambda x: embeddings.append(forward(x)) or embeddings[-1])
-    with Health(model) as found:
-        model(*episode(5, 1)[:3])
-    assert len(embeddings) == 2 + task_level  # the first for d's gradients
-    for embedded, value in zip(embeddings[-2:], found['alike/keys']):
-        directions = embedded.array / np.linalg.norm(embedded.array, axis=1, keepdims=True)
-        cosines = (directions @ directions.T)[~np.eye(len(directions), dtype=bool)]
-        np.testing.assert_allclose(value, cosines.mean(), atol=1e-5)
-    assert len(found['alike/keys']) == 2
-    for x, expected in (random.randn(1, 9).repeat(4, axis=0), 1), (np.eye(3), 0), (np.zeros((3, 2)), 0):
-        np.testing.assert_allclose(beyond._mean_cosine(x), expected, atol=1e-6)
 
 
 def test_a_network_of_ones_own_learns():

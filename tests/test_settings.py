@@ -4,7 +4,19 @@ import re
 import pytest
 from small_runs import ending
 
-from experiment.settings import COMMON, as_tuple, check, configured, flag, number, one_of, path_of, whole, wholes
+from experiment.settings import (
+    COMMON,
+    as_tuple,
+    check,
+    configured,
+    flag,
+    number,
+    one_of,
+    path_of,
+    some_of,
+    whole,
+    wholes,
+)
 
 SCRIPT = '''"""A script.
 
@@ -130,3 +142,16 @@ def test_every_constant_with_a_small_name_has_a_check_and_a_comment(script):
     assert len(lines) > 25
     assert [name for name, _ in lines if name not in module.CHECKS] == []
     assert [name for name, rest in lines if '  # ' not in rest] == []
+
+
+@pytest.mark.parametrize('word, value', [
+    ('', ''), ('b', 'b'), ('c,a', 'a, c'), ('a, b', 'a, b'), (' b ,c,a', 'a, b, c'), ('a,a', 'a')])
+def test_some_of_several_may_come_in_any_order(word, value):
+    some = some_of('a', 'b', 'c')
+    assert some.read(word) == value and some.holds(value)
+
+
+@pytest.mark.parametrize('value', ['d', 'a, d', 'b, a', 'a,b', 'a, ', ', a', ('a', 'b'), None, 'a, a'])
+def test_other_texts_are_refused(value):
+    with pytest.raises(ValueError, match="must be '', or some of 'a', 'b', 'c', in this order, as in 'a, b'"):
+        check({'name': value}, {'name': some_of('a', 'b', 'c')})

@@ -211,7 +211,8 @@ def test_more_epochs_go_on_bit_for_bit(script):
 
 
 @pytest.mark.parametrize('words, message', [
-    (['--centred', 'softmax'], "centred = 'softmax': must be one of '', 'fc', 'conv', 'conv, fc', 'keys', "),
+    (['--centred', 'softmax'], "centred = 'softmax': must be '', or some of 'conv', 'fc', 'keys', in this order"),
+    (['--centred', 'fc,'], "centred = 'fc,': must be '', or some of"),
     (['--variant', 'MetaNet*'], "variant = 'MetaNet*': must be one of 'MetaNet', 'MetaNet-', 'MetaNet+'"),
     (['--variant', 'MetaNet+', '--centred', 'fc'], "centred = 'fc' goes with MetaNet and MetaNet-"),
     (['--split', 'mine'], "split = 'mine': must be one of 'previous', 'standard', 'dev'"),

@@ -8,8 +8,6 @@ This is how a breakdown is taken apart: each change starts from the same weights
 stops the breakdown or doesn't. Nothing is written to the run's folder.
 """
 import argparse
-import glob
-import json
 import os
 import sys
 
@@ -19,77 +17,96 @@ import numpy as np  # noqa: E402
 
 import data  # noqa: E402
 import train_omniglot  # noqa: E402
-from beyond import CENTRED, Health  # noqa: E402
-from experiment.console import keep_memory  # noqa: E402
+from beyond import Health  # noqa: E402
+from experiment.checkpoints import run_settings, snapshots  # noqa: E402
+from experiment.console import keep_memory, plain_errors  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater  # noqa: E402
+from experiment.settings import as_tuple, check  # noqa: E402
 from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
 from ops.compat import chainer  # noqa: E402
+from sources.archives import read_npz  # noqa: E402
 
 STEP = 50  # episodes to a row
+COLUMNS = {'loss': 'main/loss', 'accuracy': 'main/accuracy', 'largest logit': 'main/largest_logit',
+           'gradient norm': 'gradient_norm'}
 
 
 def started(folder, options):
-    """The `EpisodeUpdater` of the run in a folder, as its latest snapshot has it but for the options."""
-    with open(os.path.join(folder, 'settings.json'), encoding='utf-8') as file:
-        settings = json.load(file)
-    settings['centred'] = settings['centred'] if options.centred is None else options.centred
+    """The `EpisodeUpdater` of the run in a folder, as its latest snapshot has it but for the options.
+
+    Raises:
+        ValueError: the folder has no snapshot of such a run, or the data are others.
+        OSError: something cannot be read.
+    """
+    settings = run_settings(folder, train_omniglot.EARLIER)
+    if not {'split', 'variant'} <= set(settings) or not snapshots(folder):
+        raise ValueError(f'{folder} has no snapshot of a run of train_omniglot.py: give the folder of one that has')
+    check(settings, train_omniglot.CHECKS)
+    if settings['n_decay'] and options.alpha is None:
+        raise ValueError(f'the learning rate of the run in {folder} falls (n_decay = {settings["n_decay"]}), which is '
+                         'not done here: give the one to go on with, --alpha')
     classes, _, source = data.omniglot(options.input_path, settings['split'])
     if source != settings['data']:
-        raise SystemExit(f'{folder} was trained on {settings["data"]}, not on {source}: put the data into '
+        raise ValueError(f'{folder} was trained on {settings["data"]}, not on {source}: put the data into '
                          f'{options.input_path}, or name their folder in OMNIGLOT_DIR')
-    ways = {settings['n_outputs_train'], *np.atleast_1d(settings['n_outputs_test']).tolist()}
-    model = train_omniglot.build(settings, sorted(ways))
-    optimizer = chainer.optimizers.Adam().setup(model)
+    if settings['rotations'] == 'classes':
+        classes = data.turned(classes)
+    ways = settings['n_outputs_train'], *as_tuple(settings['n_outputs_test'])
+    centred = settings['centred'] if options.centred is None else options.centred
+    model = train_omniglot.build(dict(settings, centred=centred), ways)
+    optimizer = chainer.optimizers.Adam(settings['alpha'], amsgrad=settings['amsgrad']).setup(model)
     optimizer.add_hook(Clipping(settings['clip'], settings['clipping'] == 'apart'))
     sampler = data.EpisodeSampler(classes, settings['n_outputs_train'], settings['nb_samples_per_class'],
                                   settings['n_queries'], rotate=settings['rotations'] == 'episode')
-    updater = EpisodeUpdater(model, optimizer, sampler, STEP)
-    snapshot = max(glob.glob(os.path.join(folder, 'snapshot_*')), key=lambda path: int(path.rsplit('_', 1)[1]))
-    with np.load(snapshot) as arrays:
-        updater.serialize(chainer.serializers.NpzDeserializer(arrays)['updater'])
-    optimizer.alpha = settings['alpha']
+    updater = EpisodeUpdater(model, optimizer, sampler, STEP, settings['n_episodes_per_update'])
+    snapshot = snapshots(folder)[0]
+    try:
+        updater.serialize(chainer.serializers.NpzDeserializer(read_npz(snapshot, 'take an earlier one'))['updater'])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f'{snapshot} is of another network, or damaged ({error}): give another folder') from error
     for name in 'alpha', 'beta2', 'weight_decay_rate':
         if getattr(options, name) is not None:
             setattr(optimizer, name, getattr(options, name))
     if options.amsgrad:
         optimizer.hyperparam.amsgrad = True
         for param in model.params():
-            param.update_rule.state['vhat'] = param.update_rule.state['v'].copy()
+            param.update_rule.state.setdefault('vhat', param.update_rule.state['v'].copy())
     return updater
 
 
 def follow(updater, n_episodes):
-    """Trains on; yields a row of `STEP` episodes after them, a dict. The keys are those of the last one's support."""
+    """Trains on; yields a row after every `STEP` episodes, a dict. The attention is that of the last update's."""
     reporter = chainer.Reporter()
     reporter.add_observer('main', updater.model)
+    n_updates = STEP // updater.n_averaged
     for _ in range(n_episodes // STEP):
         seen = []
-        for i in range(STEP):
+        for i in range(n_updates):
             observation = {}
             with reporter.scope(observation):
-                if i < STEP - 1:
+                if i < n_updates - 1:
                     updater.update()
                 else:
                     with Health(updater.model) as found:
                         updater.update()
-            seen.append([float(chainer.as_array(observation[name])) for name in (
-                'main/loss', 'main/accuracy', 'main/largest_logit', 'gradient_norm')])
+            seen.append([float(chainer.as_array(observation[name])) for name in COLUMNS.values()])
         loss, accuracy, logit, norm = np.transpose(seen)
         yield {'episodes': updater.iteration, 'loss': round(loss.mean(), 4), 'largest loss': round(loss.max(), 4),
                'accuracy': round(accuracy.mean(), 4), 'largest logit': round(np.median(logit), 1),
-               'gradient norm': round(np.median(norm), 4), 'keys alike': round(found['alike/keys'][0], 4)}
+               'gradient norm': round(np.median(norm), 4),
+               'attention peak': round(np.mean(found['attention/peak']), 4)}
 
 
 def draw(paths, picture):
-    """Draws loss, largest logit and how alike keys are over the episodes, a line for each csv, named as its file."""
-    figure, axes = new_picture(10, 3.4, 3)
+    """Draws loss, largest logit and attention over the episodes, a line for each csv, named as its file."""
+    figure, axes = new_picture(11, 3.6, 3)
     for path in paths:
         rows = read_table(path)
         episodes = [int(row['episodes']) for row in rows]
-        label = os.path.splitext(os.path.basename(path))[0].split('_', 1)[-1].replace('_', ' ')
-        for one, name in zip(axes, ('loss', 'largest logit', 'keys alike')):
+        label = os.path.splitext(os.path.basename(path))[0].replace('_', ' ')
+        for one, name in zip(axes, ('loss', 'largest logit', 'attention peak')):
             one.plot(episodes, [float(row[name]) for row in rows], label=label)
-            one.set(title=name, xlabel='training episodes', yscale='linear' if name == 'keys alike' else 'log')
+            one.set(title=name, xlabel='training episodes', yscale='linear' if name == 'attention peak' else 'log')
             one.grid(alpha=0.25)
     axes[-1].legend(frameon=False, fontsize=8)
     save_picture(figure, picture)
@@ -98,22 +115,32 @@ def draw(paths, picture):
 def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('paths', nargs='+', help='the folder of a run; with --draw, csv files that --out has written')
-    parser.add_argument('--n_episodes', type=int, default=1000)
+    parser.add_argument('--n_episodes', type=int, default=1000, help=f'a multiple of {STEP} (default: 1000)')
     parser.add_argument('--alpha', type=float, help="Adam's learning rate; as all of these, as the run has it")
     parser.add_argument('--beta2', type=float, help='how long Adam remembers squares')
     parser.add_argument('--weight_decay_rate', type=float, help="Adam's, decoupled")
-    parser.add_argument('--amsgrad', action='store_true')
-    parser.add_argument('--centred', choices=('', *CENTRED))
+    parser.add_argument('--amsgrad', action='store_true', help='Adam that forgets no large gradient')
+    parser.add_argument('--centred', type=train_omniglot.CHECKS['centred'].read, metavar='WORDS',
+                        help="some of conv, fc, keys, as in 'fc, keys'")
     parser.add_argument('--input_path', default=train_omniglot.input_path, help='folder of Omniglot')
     parser.add_argument('--out', help='csv file of the rows; with --draw, the picture')
-    parser.add_argument('--draw', action='store_true')
+    parser.add_argument('--draw', action='store_true', help='draw csv files in place of training')
     args = parser.parse_args(words)
     if args.draw:
-        draw(args.paths, args.out)
+        if not args.out:
+            parser.error('--draw needs a picture to draw, --out')
+        with plain_errors():
+            draw(args.paths, args.out)
         return
+    if len(args.paths) > 1 or args.n_episodes < STEP or args.n_episodes % STEP:
+        parser.error(f'give one folder, and for --n_episodes a multiple of {STEP}')
     keep_memory()
+    with plain_errors():
+        if args.centred is not None:
+            check({'centred': args.centred}, train_omniglot.CHECKS)
+        updater = started(args.paths[0], args)
     rows = []
-    for row in follow(started(args.paths[0], args), args.n_episodes):
+    for row in follow(updater, args.n_episodes):
         rows.append(row)
         print(', '.join(f'{name} {value}' for name, value in row.items()), flush=True)
         if args.out:

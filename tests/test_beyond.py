@@ -1,0 +1,103 @@
+"""The extensions: centring, and what tells whether a model is well."""
+import numpy as np
+import pytest
+from small_models import episode, fast_weights, small_model
+
+from beyond import CentredMemory, CentredMetaNet, Health
+from metanet import CNN, FastLinear, Memory, MetaNet, Network
+from ops.compat import chainer
+from ops.lazy import made
+from variants import MetaNetPlus
+
+
+@pytest.mark.parametrize('kinds', ['conv', 'fc', 'conv, fc'])
+def test_centred_weights_have_no_mean_and_nothing_else_changes(kinds):
+    plain, centred = small_model(), small_model(centred=kinds)
+    task = episode(5, 1)
+    for learner, first in (('m', 2), ('d', 1)):
+        ours, others = [[made(w).array for w in fast_weights(model, learner, *task[:2], 5)]
+                        for model in (centred, plain)]
+        for i, (fast, other) in enumerate(zip(ours, others)):
+            if i < 5 and 'conv' in kinds or i == 5 and 'fc' in kinds:  # 6 is the softmax layer
+                other = other - other.mean(axis=tuple(range(first, other.ndim)), keepdims=True)
+            np.testing.assert_allclose(fast, other, atol=1e-6 * abs(other).max())
+
+
+def test_centred_keys_have_nothing_in_common():
+    """What is added to all keys and queries changes nothing; without centring it levels attention out."""
+    random = np.random.RandomState(0)
+    keys, queries, common = (random.randn(n, 8).astype(np.float32) for n in (5, 3, 1))
+
+    def attention(memory, shift):
+        return memory(chainer.Variable(keys + shift), []).attention(chainer.Variable(queries + shift)).array
+
+    centre = keys.mean(axis=0)
+    expected = Memory(chainer.Variable(keys - centre), []).attention(chainer.Variable(queries - centre)).array
+    np.testing.assert_allclose(attention(CentredMemory, 0), expected, rtol=1e-5)
+    np.testing.assert_allclose(attention(CentredMemory, 100 * common), expected, rtol=1e-3)
+    np.testing.assert_allclose(attention(Memory, 100 * common), .2, atol=1e-3)
+    assert abs(expected - .2).max() > .05
+
+
+@pytest.mark.parametrize('kinds, uses', [('fc', Memory), ('keys', CentredMemory), ('conv, fc, keys', CentredMemory)])
+def test_keys_are_centred_where_the_setting_says_so(kinds, uses):
+    plain, centred = small_model(), small_model(centred=kinds)
+    assert type(plain).memory is Memory and centred.memory is uses
+    task = episode(5, 1)
+    if kinds == 'keys':
+        for ours, others in zip(*(fast_weights(model, 'm', *task[:2], 5) for model in (centred, plain))):
+            np.testing.assert_array_equal(made(ours).array, made(others).array)
+    scores = centred(*task[:3]).array
+    centred.memory = Memory
+    assert (abs(centred(*task[:3]).array - scores).max() > 1e-6) == (uses is CentredMemory)
+
+
+def test_live_fast_activations_are_counted():
+    model = small_model()
+    for param in model.m_conv.l3.params():
+        param.array[...] = 0
+    with Health(model) as found:
+        model(*episode(5, 1)[:3])
+    assert found['alive/base/conv1'] == [0.0] and {'alive/base/fc1', 'alive/embed/conv1'} < set(found)
+    assert not {'alive/embed/fc1', 'alive/base/softmax5'} & set(found)  # without an activation all passes
+    assert len(found['alive/embed/conv1']) == 2 and 0 < found['alive/embed/conv1'][0] <= 1
+    model(*episode(5, 1)[:3])
+    assert len(found['alive/base/conv1']) == 1
+
+
+@pytest.mark.parametrize('make, settings', [(MetaNet, {}), (MetaNet, {'task_level': False}), (MetaNetPlus, {}),
+                                            (CentredMetaNet, {'centred': 'keys'})])
+def test_the_peak_of_attention(make, settings):
+    """The share of the most attended of five, times five, in the mean over queries."""
+    model, task = make(CNN(8), CNN(8, activation=None), [5], **settings), episode(5, 1)
+    usual = model.memory
+    with Health(model) as found:
+        model(*task[:3])
+    assert model.memory is usual and len(found['attention/peak']) == 1 and 1 <= found['attention/peak'][0] < 5
+
+    class Uneven(Memory):
+        def attention(self, queries):
+            weights = np.full((len(queries), 5), .2, np.float32)
+            weights[0] = .1, .6, .1, .1, .1
+            return chainer.Variable(weights)
+
+    model.memory = Uneven
+    with Health(model) as found:
+        model(*task[:3])
+    np.testing.assert_allclose(found['attention/peak'], [1 + 2 / 10], rtol=1e-5)  # 3 for one of ten queries
+
+
+def test_layers_that_are_called_by_name_are_counted():
+    class Named(Network):
+        def __init__(self):
+            super().__init__(4)
+            with self.init_scope():
+                self.fc1 = FastLinear(784, 4)
+
+        def forward(self, x):
+            return self.fc1(x=x.reshape(len(x), -1))
+
+    model = MetaNet(Named(), Named(), [5])
+    with Health(model) as found:
+        model(*episode(5, 1)[:3])
+    assert len(found['alive/embed/fc1']) == 2
