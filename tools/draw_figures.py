@@ -1,4 +1,4 @@
-"""Draws the paper's figures in assets/ from the csv files there that the scripts in figures/ have left.
+"""Draws the pictures in assets/ from the csv files there that the scripts in figures/ and `follow` have left.
 
     python tools/draw_figures.py
     python tools/draw_figures.py --out FOLDER
@@ -10,7 +10,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from figures import figure4, figure5  # noqa: E402  (after the project is on the path)
+from figures import figure3, figure4, figure5  # noqa: E402  (after the project is on the path)
+from tools import follow  # noqa: E402
 from tools.runs import ROOT  # noqa: E402
 
 ASSETS = os.path.join(ROOT, 'assets')
@@ -20,7 +21,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--out', default=ASSETS, help='folder of the pictures')
     args = parser.parse_args()
+    figure3.draw(sorted(glob.glob(os.path.join(ASSETS, 'figure3_*.csv'))), os.path.join(args.out, 'figure3.png'))
     figure4.draw(sorted(glob.glob(os.path.join(ASSETS, 'figure4_seed*.csv'))), os.path.join(args.out, 'figure4.png'))
+    follow.draw(sorted(glob.glob(os.path.join(ASSETS, 'follow', '*.csv'))), os.path.join(args.out, 'follow.png'))
     figure5.draw(os.path.join(ASSETS, 'figure5.csv'), os.path.join(args.out, 'figure5.png'))
 
 
