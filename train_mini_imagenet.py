@@ -61,6 +61,7 @@ initialisation = 'uniform'  # [-0.1, 0.1), the paper, but for batch normalisatio
 # optimiser
 alpha = 1e-3  # Adam's learning rate
 n_decay = 0  # extension: last epochs over which the learning rate falls linearly to 0
+inverse_decay = 0  # extension: N > 0 makes the learning rate alpha / sqrt(1 + episodes / N), however long the run
 amsgrad = False  # extension: Adam that never forgets a large gradient (Reddi et al., 2018)
 clip = 10.0  # bound of the gradient's norm
 clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
@@ -79,7 +80,7 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 3, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0,
+EARLIER = {'channels': 3, 'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0,
            'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_test_episodes',
@@ -146,8 +147,8 @@ def train_model(settings):
                          average=models.get('average'), watch=Health))
     for best in bests.values():
         trainer.extend(best)
-    if n_decay:
-        trainer.extend(decay(updater, n_epoch, n_decay))
+    if n_decay or inverse_decay:
+        trainer.extend(decay(updater, n_epoch, n_decay, inverse_decay))
     record(trainer, source)
     train(trainer)
 

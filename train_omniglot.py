@@ -62,6 +62,7 @@ initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer
 # optimiser
 alpha = 1e-3  # Adam's learning rate
 n_decay = 0  # extension: last epochs over which the learning rate falls linearly to 0
+inverse_decay = 0  # extension: N > 0 makes the learning rate alpha / sqrt(1 + episodes / N), however long the run
 amsgrad = False  # extension: Adam that never forgets a large gradient (Reddi et al., 2018)
 clip = 10.0  # bound of the gradient's norm
 clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
@@ -81,7 +82,8 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 1, 'image_size': 28, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0}
+EARLIER = {'channels': 1, 'image_size': 28, 'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together',
+           'average_decay': 0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_final_episodes',
                  'inserted_scale')
@@ -159,8 +161,8 @@ def train_model(settings):
         trainer.extend(average)
     trainer.extend(Tasks(model, {f'test/{way}-way': tests for way, tests in epoch_samplers.items()},
                          n_test_episodes, average=models.get('average'), watch=Health))
-    if n_decay:
-        trainer.extend(decay(updater, n_epoch, n_decay))
+    if n_decay or inverse_decay:
+        trainer.extend(decay(updater, n_epoch, n_decay, inverse_decay))
     record(trainer, source)
     train(trainer)
 

@@ -115,11 +115,21 @@ class Clipping:
             param.grad = part.reshape(param.shape)
 
 
-def decay(updater, n_epoch, n_decay):
-    """The extension by which Adam's learning rate falls linearly to 0 over the last `n_decay` of `n_epoch` epochs."""
+def decay(updater, n_epoch, n_decay, inverse_decay=0):
+    """The extension by which Adam's learning rate falls.
+
+    Args:
+        updater: `EpisodeUpdater`.
+        n_epoch, n_decay: the rate falls linearly to 0 over the last `n_decay` of `n_epoch` epochs.
+        inverse_decay: if not 0, the rate is divided by the square root of 1 + episodes / `inverse_decay` instead.
+    """
+    optimizer = updater.optimizer
+    if inverse_decay:
+        gamma = updater.n_averaged / inverse_decay
+        return extensions.InverseShift('alpha', gamma, .5, init=optimizer.alpha, optimizer=optimizer)
     n_updates = updater.epoch_size // updater.n_averaged  # in an epoch
     between = max(0, n_epoch - n_decay) * n_updates, n_epoch * n_updates
-    return extensions.LinearShift('alpha', (updater.optimizer.alpha, 0.0), between, updater.optimizer)
+    return extensions.LinearShift('alpha', (optimizer.alpha, 0.0), between, optimizer)
 
 
 class Epochs(Stop):

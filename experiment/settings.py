@@ -121,6 +121,7 @@ COMMON = {
     'initialisation': one_of('uniform', 'chainer'),
     'alpha': number('a number above 0', lambda value: value > 0),
     'n_decay': whole(0),
+    'inverse_decay': whole(0),
     'amsgrad': flag(),
     'clip': number('a number above 0', lambda value: value > 0),
     'clipping': one_of('together', 'apart'),
@@ -147,6 +148,9 @@ def check(settings, checks, given=()):
     if n_episodes % n_averaged:
         raise ValueError(f'n_episodes = {n_episodes} is not a multiple of n_episodes_per_update = {n_averaged}: change '
                          'one of them')
+    if settings.get('n_decay') and settings.get('inverse_decay'):
+        raise ValueError(f'n_decay = {settings["n_decay"]} and inverse_decay = {settings["inverse_decay"]}: the '
+                         'learning rate can fall in one way alone, set one of them to 0')
 
 
 def shortened(value):

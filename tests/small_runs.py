@@ -58,7 +58,7 @@ class Classifier(chainer.Chain):
 
 
 def run(out, n_epoch, stop_at=-1, n_episodes=3, n_averaged=1, n_decay=0, alpha=1e-3, source='synthetic strokes',
-        before=lambda trainer: None):
+        inverse_decay=0, before=lambda trainer: None):
     """Trains a `Classifier` on synthetic strokes, and returns it; `before` gets the trainer when all else is ready."""
     out = str(out)
     settings = {'out': out, 'n_epoch': n_epoch, 'n_decay': n_decay, 'alpha': alpha, 'data': source}
@@ -73,8 +73,8 @@ def run(out, n_epoch, stop_at=-1, n_episodes=3, n_averaged=1, n_decay=0, alpha=1
     average = beyond.Average(model, 0.9)
     trainer.extend(average)
     trainer.extend(Tasks(model, {'test/3-way': sampler(1)}, 2, average=average.model, watch=Classifier.watch))
-    if n_decay:
-        trainer.extend(decay(updater, n_epoch, n_decay))
+    if n_decay or inverse_decay:
+        trainer.extend(decay(updater, n_epoch, n_decay, inverse_decay))
     record(trainer, source)
     before(trainer)
     train(trainer)

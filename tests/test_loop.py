@@ -51,6 +51,14 @@ def test_a_decaying_run_goes_on_bit_for_bit_and_has_a_fixed_length(tmp_path, str
         run(tmp_path / 'stopped', 4, n_decay=2)
 
 
+def test_a_run_whose_rate_falls_without_end_goes_on_bit_for_bit_and_may_be_made_longer(tmp_path, straight):
+    model = run(tmp_path / 'straight', 3, inverse_decay=2)
+    with pytest.raises(SystemExit, match='Stopped after 5 episodes'):
+        run(tmp_path / 'stopped', 3, stop_at=5, inverse_decay=2)
+    assert same(run(tmp_path / 'stopped', 3, inverse_decay=2), model)
+    assert not same(model, straight[1])
+
+
 @pytest.mark.filterwarnings('ignore:invalid value')
 def test_a_run_that_diverges_ends_and_keeps_its_last_snapshot(tmp_path, straight, monkeypatch):
     run(tmp_path, 1)
@@ -150,11 +158,12 @@ def test_several_episodes_make_an_update_with_their_mean_gradient():
     assert (updater.iteration, updater.previous_epoch_detail, updater.is_new_epoch) == (2, 0, False)
 
 
-def rates(n_updates, epoch_size, n_averaged, n_epoch, n_decay):
+def rates(n_updates, epoch_size, n_averaged, n_epoch, n_decay, inverse_decay=0):
     """The learning rate after each update."""
     model = Classifier()
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
-    shift = decay(EpisodeUpdater(model, optimizer, sampler(), epoch_size, n_averaged), n_epoch, n_decay)
+    shift = decay(EpisodeUpdater(model, optimizer, sampler(), epoch_size, n_averaged), n_epoch, n_decay,
+                  inverse_decay)
     result = []
     for _ in range(n_updates):
         shift(None)
@@ -171,6 +180,10 @@ def test_averaged_runs_log_and_decay_by_episodes(tmp_path):
 def test_decay_ends_at_zero():
     np.testing.assert_allclose(rates(20, 5, 1, n_epoch=4, n_decay=2),
                                [1e-3] * 10 + [1e-3 * (10 - i) / 10 for i in range(1, 11)], atol=1e-12)
+
+
+def test_an_inverse_decay_counts_episodes():
+    np.testing.assert_allclose(rates(9, 6, 2, 3, 0, inverse_decay=6), 1e-3 / np.sqrt(1 + np.arange(2, 20, 2) / 6))
 
 
 def test_a_finished_run_is_loaded_not_trained(tmp_path):

@@ -155,3 +155,11 @@ def test_some_of_several_may_come_in_any_order(word, value):
 def test_other_texts_are_refused(value):
     with pytest.raises(ValueError, match="must be '', or some of 'a', 'b', 'c', in this order, as in 'a, b'"):
         check({'name': value}, {'name': some_of('a', 'b', 'c')})
+
+
+def test_the_learning_rate_falls_in_one_way_alone():
+    checks = {name: COMMON[name] for name in ('n_decay', 'inverse_decay')}
+    check({'n_decay': 0, 'inverse_decay': 9}, checks)
+    check({'n_decay': 9, 'inverse_decay': 0}, checks)
+    with pytest.raises(ValueError, match='n_decay = 1 and inverse_decay = 9: the learning rate can fall in one way'):
+        check({'n_decay': 1, 'inverse_decay': 9}, checks)

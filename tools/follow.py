@@ -42,9 +42,9 @@ def started(folder, options):
     if not {'split', 'variant'} <= set(settings) or not snapshots(folder):
         raise ValueError(f'{folder} has no snapshot of a run of train_omniglot.py: give the folder of one that has')
     check(settings, train_omniglot.CHECKS)
-    if settings['n_decay'] and options.alpha is None:
-        raise ValueError(f'the learning rate of the run in {folder} falls (n_decay = {settings["n_decay"]}), which is '
-                         'not done here: give the one to go on with, --alpha')
+    if (settings['n_decay'] or settings['inverse_decay']) and options.alpha is None:
+        raise ValueError(f'the learning rate of the run in {folder} falls, which is not done here: give the one to go '
+                         'on with, --alpha')
     classes, _, source = data.omniglot(options.input_path, settings['split'])
     if source != settings['data']:
         raise ValueError(f'{folder} was trained on {settings["data"]}, not on {source}: put the data into '
