@@ -25,7 +25,7 @@ ROUNDS = 4
 # The largest position is rounded up to a multiple of this, so that one answer serves many gradients.
 STEP = numpy.float32(.5)
 
-# Sets of parameters whose answers are kept, the last ones that were asked about; a MetaNet+ has four.
+# Sets of parameters whose answers are kept, the last that were asked about: a MetaNet+ has three, its average as many.
 KEPT = 8
 _kept = []  # of (follow, parameters, {number of steps and largest position: answer})
 
