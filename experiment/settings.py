@@ -6,6 +6,7 @@ import os
 import re
 import typing
 
+from beyond import CENTRED
 from experiment.console import plain_errors
 from sources.files import printable
 
@@ -116,7 +117,7 @@ COMMON = {
     'n_episodes_per_update': whole(1),
     'n_filters': whole(1, 1024),
     'n_steps': whole(1),
-    'centred': some_of('conv', 'fc', 'keys'),
+    'centred': some_of(*CENTRED),
     'inserted_scale': number('a number, at least 0', lambda value: value >= 0),
     'initialisation': one_of('uniform', 'chainer'),
     'alpha': number('a number above 0', lambda value: value > 0),

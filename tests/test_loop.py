@@ -41,22 +41,18 @@ def test_ctrl_c_in_the_last_episode_stops_before_the_final_test(tmp_path, straig
     assert rows(tmp_path) == rows(straight[0])
 
 
-def test_a_decaying_run_goes_on_bit_for_bit_and_has_a_fixed_length(tmp_path, straight):
-    model = run(tmp_path / 'straight', 3, n_decay=2)
+@pytest.mark.parametrize('falls', [{'n_decay': 2}, {'inverse_decay': 2}])
+def test_a_run_whose_rate_falls_goes_on_bit_for_bit(tmp_path, straight, falls):
+    model = run(tmp_path / 'straight', 3, **falls)
     with pytest.raises(SystemExit, match='Stopped after 5 episodes'):
-        run(tmp_path / 'stopped', 3, stop_at=5, n_decay=2)
-    assert same(run(tmp_path / 'stopped', 3, n_decay=2), model)
+        run(tmp_path / 'stopped', 3, stop_at=5, **falls)
+    assert same(run(tmp_path / 'stopped', 3, **falls), model)
     assert not same(model, straight[1])
-    with pytest.raises(ValueError, match=r'n_epoch \(3 there, 4 now\)'):
-        run(tmp_path / 'stopped', 4, n_decay=2)
-
-
-def test_a_run_whose_rate_falls_without_end_goes_on_bit_for_bit_and_may_be_made_longer(tmp_path, straight):
-    model = run(tmp_path / 'straight', 3, inverse_decay=2)
-    with pytest.raises(SystemExit, match='Stopped after 5 episodes'):
-        run(tmp_path / 'stopped', 3, stop_at=5, inverse_decay=2)
-    assert same(run(tmp_path / 'stopped', 3, inverse_decay=2), model)
-    assert not same(model, straight[1])
+    if 'n_decay' in falls:
+        with pytest.raises(ValueError, match=r'n_epoch \(3 there, 4 now\)'):
+            run(tmp_path / 'stopped', 4, **falls)
+    else:
+        assert same(run(tmp_path / 'stopped', 4, **falls), run(tmp_path / 'longer', 4, **falls))
 
 
 @pytest.mark.filterwarnings('ignore:invalid value')
