@@ -18,6 +18,7 @@ import numpy as np
 from ops import NormalizedConvolution2D, convolution, linear, lstm, max_pooling, mixture, mlp
 from ops.checks import check_episode, check_images, check_meta_information, check_vectors
 from ops.compat import F, L, chainer
+from ops.gradients import Gradients, part
 from ops.lazy import looking_once, needed
 
 
@@ -398,27 +399,25 @@ class MetaNet(chainer.Chain):
             group: consecutive examples to a group; the last group may be smaller.
 
         Returns:
-            A list of arrays (n_groups, ...), in the order of `network.fast_layers(way)`, each of its layer's
-            `slow()` shape: constants, nothing is differentiated through them.
+            A sequence of arrays (n_groups, ...), in the order of `network.fast_layers(way)`, each of its layer's
+            `slow()` shape: constants, nothing is differentiated through them. They are computed when needed.
         """
         n_groups = -(-len(x) // group)
         layers = network.fast_layers(way)
-        slow = [self.xp.ascontiguousarray(layer.slow().array) for layer in layers]
+        slow = [layer.slow().array.copy() for layer in layers]
         copies = [chainer.Variable(self.xp.broadcast_to(array, (n_groups,) + array.shape)) for array in slow]
         with chainer.force_backprop_mode(), augmented(layers, copies=copies, group=group):
             losses = self.support_losses(network, x, y, way)
             share = self.xp.full(len(x), 1 / group, losses.dtype)
             share[(n_groups - 1) * group:] = 1 / (len(x) - (n_groups - 1) * group)
-            gradients = chainer.grad([F.sum(losses * share)], copies)
-        # A layer that `forward` doesn't use has none.
-        return [self.xp.zeros_like(copy.array) if g is None else g.array for g, copy in zip(gradients, copies)]
+            return Gradients(F.sum(losses * share), copies)
 
     def meta_learner(self, name, gradients, layers):
         """`m` or `d`: one set of parameters serves layers of the kind 'conv', another those of the kind 'fc'.
 
         Args:
             name: 'm' or 'd'.
-            gradients: list of arrays (n_groups, ...), the meta information.
+            gradients: sequence of arrays (n_groups, ...), the meta information.
             layers: the adaptable layers that it belongs to, as many.
 
         Returns:
@@ -434,7 +433,7 @@ class MetaNet(chainer.Chain):
             places = [i for i, layer in enumerate(layers) if layer.kind == kind]
             if places:
                 learner = self[f'{name}_{kind}']
-                fast.update(zip(places, learner([gradients[i] for i in places])))
+                fast.update(zip(places, learner(part(gradients, places))))
         return [fast[i] for i in range(len(layers))]
 
     def loss(self, episode):

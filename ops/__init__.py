@@ -6,8 +6,8 @@ query it is the augmented layer; run backwards with a copy of the slow weights p
 information.
 `tiled` is a quicker way for convolutions whose kernel all examples share, on a CPU, with loops that Numba compiles in
 `loops`. `meta_learners` has the meta learner's two coordinate-wise networks, `memory` the reading of the memory,
-`pooling` and `normalization` what stands between convolutions. `lazy` and `bounds` are about fast weights that need not
-be made, `kernels` about a GPU.
+`pooling` and `normalization` what stands between convolutions. `lazy`, `bounds` and `gradients` are about fast weights
+that need not be made, `kernels` about a GPU.
 
 Nothing here can be differentiated twice: the paper's meta information is a constant (first order). Every module takes
 Chainer from `compat`.

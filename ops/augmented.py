@@ -211,7 +211,7 @@ class Convolution(_Products):
         return maps.reshape(n, h * w, c)
 
 
-class _Linear(_Products):
+class Linear(_Products):
 
     x_ndim, weight_ndim = 2, 2
 
@@ -265,4 +265,4 @@ def linear(x, weights, group=1, relu=False):
     Raises:
         chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
-    return _Linear(group, relu).apply([x] + list(weights))[0]
+    return Linear(group, relu).apply([x] + list(weights))[0]

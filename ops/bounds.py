@@ -45,23 +45,50 @@ def is_negative(follow, gradients, *parameters):
     largest, *parameters = _on_host([_largest(gradients)] + [parameter.array for parameter in parameters])
     if not numpy.isfinite(largest).all():
         return False
-    end = numpy.ceil((2 + preprocess(largest.max())[0]) / STEP) * STEP
-    parameters, answers = _answers(follow, parameters)
-    case = len(largest), float(end)
+    return _answer(largest.max(), len(largest), follow, *_answers(follow, parameters))
+
+
+def is_known_negative(follow, steps, limit, *parameters):
+    """Whether all fast weights are surely negative for gradients whose absolute values do not exceed a limit.
+
+    Says so only of parameters that `is_negative` has been asked about: of others the gradients tell more.
+
+    Args:
+        follow, parameters: as there.
+        steps: t there.
+        limit: float; inf if anything is possible.
+    """
+    if limit == numpy.inf:
+        return False
+    known = _known(follow, [parameter.array for parameter in parameters])
+    return known is not None and _answer(known[0][0].dtype.type(limit), steps, follow, *known)
+
+
+def _answer(largest, steps, follow, parameters, answers):
+    """Whether all are negative for gradients up to the largest; from `answers`, if it is there."""
+    end = numpy.ceil((2 + preprocess(largest)[0]) / STEP) * STEP
+    case = steps, float(end)
     if case not in answers:
-        answers[case] = _is_negative_up_to(numpy.full_like(largest, end), follow, parameters)
+        answers[case] = _is_negative_up_to(numpy.full(steps, end), follow, parameters)
     return answers[case]
 
 
 def _answers(follow, parameters):
     """The parameters, as they won't change any more, and {case: answer} for them."""
     global _kept
+    known = _known(follow, parameters)
+    if known is None:
+        known = [parameter.copy() for parameter in parameters], {}
+        _kept = [(follow, *known), *_kept][:KEPT]
+    return known
+
+
+def _known(follow, parameters):
+    """The same if they have been asked about, else None."""
     for other, known, answers in _kept:
         if other is follow and all(map(numpy.array_equal, known, parameters)):
             return known, answers
-    new = follow, [parameter.copy() for parameter in parameters], {}
-    _kept = [new, *_kept][:KEPT]
-    return new[1:]
+    return None
 
 
 def _is_negative_up_to(ends, follow, parameters):

@@ -55,7 +55,7 @@ def check_meta_information(gradients, shapes):
     Raises:
         ValueError: names both lists of shapes.
     """
-    found = [tuple(gradient.shape[1:]) for gradient in gradients]
+    found = [tuple(shape[1:]) for shape in getattr(gradients, 'shapes', None) or [g.shape for g in gradients]]
     if found != list(shapes):
         raise ValueError(f'meta_information returned arrays (n_groups, ...) of {found} for layers of {list(shapes)}: '
                          'return one number for each slow weight of each of fast_layers(way), in their order')

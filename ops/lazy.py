@@ -3,7 +3,7 @@
 Fast weights that are all negative yield no positive product with inputs that are not. A ReLU lets nothing of that
 through, and neither the loss nor any gradient depends on them. Where `bounds` proves that a layer's fast weights are
 all negative, `mlp` and `lstm` of `meta_learners` return them *deferred*: a promise to make them. `needed` decides, for
-a layer, whether the promise is called in.
+a layer, whether the promise is called in. Until then the gradients that they are made of wait, too (`gradients`).
 """
 import functools
 import threading

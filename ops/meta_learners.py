@@ -5,6 +5,7 @@ import ops.bounds as bounds
 import ops.kernels as kernels
 from ops.blocks import blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import F, chainer, cuda, type_check
+from ops.gradients import Gradients
 from ops.lazy import defer as deferred
 from ops.preprocessing import preprocess
 
@@ -260,11 +261,22 @@ class _LSTM(_Coordinatewise):
         return [g_weight, g_out]
 
 
+def _is_negative(follow, gradients, parameters):
+    """Whether all fast weights for these gradients are surely negative; if it can be, without making them."""
+    in_time = follow is bounds.lstm
+    if isinstance(gradients, Gradients):
+        steps = gradients.shapes[0][0] if in_time else 1
+        if bounds.is_known_negative(follow, steps, gradients.limit(), *parameters):
+            return True
+    return bounds.is_negative(follow, gradients if in_time else [g[None] for g in gradients], *parameters)
+
+
 def mlp(gradients, W1, b1, W2, b2, W3, b3, defer=False):
     """m of the paper: a two-hidden-layer ReLU network on each preprocessed gradient, all with the same parameters.
 
     Args:
-        gradients: sequence of float arrays of any shapes; constants, nothing is differentiated through them.
+        gradients: `Gradients`, or a sequence of float arrays of any shapes; constants, nothing is differentiated
+            through them.
         W1, b1, W2, b2, W3, b3: parameters, (u, 2), (u,), (u, u), (u,), (1, u), (1,).
         defer: whether to try to prove that all fast weights are negative, and then to defer them.
 
@@ -281,7 +293,7 @@ def mlp(gradients, W1, b1, W2, b2, W3, b3, defer=False):
         outputs = _MLP(len(gradients)).apply([g.reshape(1, -1) for g in gradients] + list(parameters))
         return [F.reshape(y, g.shape) for y, g in zip(outputs, gradients)]
 
-    if defer and bounds.is_negative(bounds.mlp, [g[None] for g in gradients], *parameters):
+    if defer and _is_negative(bounds.mlp, gradients, parameters):
         return deferred(make, len(gradients))
     return make()
 
@@ -290,7 +302,8 @@ def lstm(gradients, W, b, V, W_out, b_out, defer=False):
     """d of the paper: an LSTM over the sequence of each coordinate's preprocessed gradients, then a linear output.
 
     Args:
-        gradients: sequence of float arrays (t, ...), time first; constants, nothing is differentiated through them.
+        gradients: `Gradients` or a sequence of float arrays (t, ...), time first; constants, nothing is differentiated
+            through them.
         W, b, V: the LSTM's input weight (4u, 2), bias (4u,) and lateral weight (4u, u), their rows in Chainer's order.
         W_out, b_out: the output layer, (1, u) and (1,), applied after the last step alone.
         defer: whether to try to prove that all fast weights are negative, and then to defer them.
@@ -308,6 +321,6 @@ def lstm(gradients, W, b, V, W_out, b_out, defer=False):
         outputs = _LSTM(len(gradients)).apply([g.reshape(len(g), -1) for g in gradients] + list(parameters))
         return [F.reshape(y, g.shape[1:]) for y, g in zip(outputs, gradients)]
 
-    if defer and bounds.is_negative(bounds.lstm, gradients, *parameters):
+    if defer and _is_negative(bounds.lstm, gradients, parameters):
         return deferred(make, len(gradients))
     return make()

@@ -140,6 +140,28 @@ def test_an_answer_is_worked_out_once_for_the_same_parameters(name, steps, monke
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize('name, steps', CASES)
+def test_without_gradients_a_limit_tells_of_parameters_asked_about_before(name, steps, monkeypatch):
+    asked = asked_for(monkeypatch)
+    params = parameters(name, 0, .1)
+    params[-1] -= 100
+
+    def known(limit, steps=steps):
+        return bounds.is_known_negative(getattr(bounds, name), steps, limit, *map(chainer.Variable, params))
+
+    assert not known(1.)
+    assert is_negative(name, [gradients(steps)], params)
+    assert known(1.) and known(1e12) and not known(np.inf)
+    n_asked = len(asked)
+    assert known(.9) and known(1e12) and len(asked) == n_asked
+    if name == 'lstm':
+        assert not known(1., 12)
+    params[-1] += 200
+    assert not known(1.)
+    assert not is_negative(name, [gradients(steps)], params)
+    assert not known(1.)
+
+
 def test_channels_are_bound_together():
     """Above 0 only where the sign channel is near 0 and the magnitude channel above -1: no gradient is there."""
     params = [np.zeros(shape, np.float32) for shape in SHAPES['mlp']]

@@ -9,6 +9,9 @@ Omniglot's model is timed twice: with initial weights, and with those of `assets
 it is from some dozens of training episodes on: all fast weights of convolutions are negative, which is shown before
 they are made, so they aren't, nor their products, that no ReLU would let through.
 
+The parts "gradients" are the losses on the support set. Their gradients are computed when d and m ask for them, and
+count there; on a GPU they are at once.
+
 A part's rate counts the multiply-adds of its matrix products, two operations each, once: neither what is computed again
 in the backward pass, nor what isn't made. A peer is a script that takes --way, --shot, --query and --repeats and prints
 `train: SECONDS s per episode` and `test: SECONDS s per episode`.
@@ -106,20 +109,22 @@ def multiply_adds(args, model, unmade):
     support, queries = args.way * args.shot, args.way * args.query
     steps = -(-support // max(1, support // model.n_steps))
     lstm, mlp = steps * 4 * 20 * (2 + 20) + 20, 2 * 20 + 20 * 20 + 20
-    parts = {}
+    parts, backward = {}, 0
     for part, network, learner, examples in (('embed', model.embed, 'd', support + queries),
                                              ('base', model.base, 'm', queries)):
         products, weights = per_example(network, MODELS[args.model]['size'])
-        adaptable = products['conv'] + products['fc']
         made = (lambda counts: counts['fc']) if learner in unmade else lambda counts: counts['conv'] + counts['fc']
-        parts[part + ' gradients'] = support * (products['slow'] + 3 * adaptable)
-        parts[learner] = made(weights) * (lstm if learner == 'd' else support * mlp)
+        parts[part + ' gradients'] = support * sum(products.values())
+        learning = made(weights) * (lstm if learner == 'd' else support * mlp)
+        # It asks for the gradients: with respect to inputs and to weights.
+        parts[learner] = learning + support * 2 * made(products)
+        parts[part] = examples * (sum(products.values()) + made(products))
+        reading = 0
         if part == 'base':
-            parts['reading'] = queries * support * made(weights)
-        parts[part] = examples * (products['slow'] + adaptable + made(products))
-    # Two more products of the same size for each, one with respect to the inputs, one to the weights.
-    parts['backward'] = 2 * sum(parts[name] for name in ('d', 'embed', 'm', 'reading', 'base'))
-    return parts
+            reading = parts['reading'] = queries * support * made(weights)
+        # Two more products of the same size for each, one with respect to the inputs, one to the weights.
+        backward += 2 * (learning + parts[part] + reading)
+    return dict(parts, backward=backward)
 
 
 def build(args, weights):

@@ -1,0 +1,114 @@
+"""Gradients of a loss that are not computed until they are asked for, and what they cannot exceed.
+
+Where the meta learner makes nothing but negative fast weights of all gradients up to a limit, gradients below it need
+not be known (`lazy` says why). A limit comes from the norms of weights and activations, which are there after the
+forward pass. Backwards through the graph, each function tells how much larger than its output's gradient those of its
+inputs may be, in the Euclidean norm.
+"""
+import collections.abc
+import heapq
+import itertools
+import math
+
+import numpy
+
+from ops.augmented import Convolution, Linear
+from ops.compat import F, chainer
+from ops.tiled import PooledConvolution
+
+MARGIN = 1.01  # for rounding
+
+
+class Gradients(collections.abc.Sequence):
+    """The gradients of a loss, as arrays: constants. The first look at one computes all; on a GPU they are at once.
+
+    Args:
+        loss: variable of one number; its graph is kept until then.
+        variables: list of variables. One that the loss doesn't depend on has a gradient of zeros.
+    """
+
+    def __init__(self, loss, variables):
+        self.shapes = [variable.shape for variable in variables]
+        self._graph = loss, variables
+        self._arrays = None
+        if not isinstance(loss.array, numpy.ndarray):  # to look at norms would be to wait for the device
+            self._compute()
+
+    def __len__(self):
+        return len(self.shapes)
+
+    def __getitem__(self, index):
+        if self._arrays is None:
+            self._compute()
+        return self._arrays[index]
+
+    def _compute(self):
+        loss, variables = self._graph
+        self._arrays = [variable.xp.zeros_like(variable.array) if gradient is None else gradient.array
+                        for variable, gradient in zip(variables, chainer.grad([loss], variables))]
+        self._graph = None
+
+    def part(self, places):
+        """Those at the places, a sequence; to be computed apart from the others, if they aren't yet."""
+        if self._arrays is not None:
+            return [self._arrays[i] for i in places]
+        loss, variables = self._graph
+        return Gradients(loss, [variables[i] for i in places])
+
+    def limit(self):
+        """What no entry exceeds in absolute value; inf where that isn't known, or not asked before they are there."""
+        if self._arrays is not None:
+            return math.inf
+        limit = MARGIN * max(norms(*self._graph))
+        return limit if limit < math.inf else math.inf  # nor is nan known
+
+
+def part(gradients, places):
+    """Those at the places: `Gradients.part`, or the same of any other sequence."""
+    return gradients.part(places) if isinstance(gradients, Gradients) else [gradients[i] for i in places]
+
+
+def norms(loss, variables):
+    """For each of the variables what the Euclidean norm of its gradient cannot exceed; inf or nan: anything."""
+    found = {id(loss.node): 1.}
+    ranks, order, seen = [], itertools.count(), set()
+
+    def go_on(node):
+        function = node.creator_node
+        if function is not None and id(function) not in seen:
+            seen.add(id(function))
+            heapq.heappush(ranks, (-function.rank, next(order), function))
+
+    go_on(loss.node)
+    while ranks:
+        function = heapq.heappop(ranks)[2]
+        g = sum(found.get(id(output()), 0.) for output in function.outputs)
+        for node, factor in zip(function.inputs, _factors(function)):
+            if node.requires_grad:
+                found[id(node)] = found.get(id(node), 0.) + factor * g
+                go_on(node)
+    return [found.get(id(variable.node), 0.) for variable in variables]
+
+
+def _factors(function):
+    """For each of a function's inputs how many times as large as its output's gradient that input's may be."""
+    inputs = function.inputs
+    if type(function) in (Convolution, Linear, PooledConvolution):  # not what is derived from them
+        x, *weights = (node.data for node in inputs)
+        root = math.sqrt(math.prod(weights[0].shape[-3:-1])) if x.ndim == 4 else 1  # of the number of taps
+        return [root * sum(map(norm, weights))] + [root * norm(x)] * len(weights)
+    if isinstance(function, F.math.basic_math.Mul):
+        return [abs(other.data).max() for other in reversed(inputs)]
+    if isinstance(function, F.math.sum.Sum):
+        return math.sqrt(math.prod(inputs[0].shape)),
+    if isinstance(function, F.loss.softmax_cross_entropy.SoftmaxCrossEntropy) and function.class_weight is None:
+        return math.sqrt(2), 0
+    if isinstance(function, (F.activation.relu.ReLU, F.array.reshape.Reshape)):
+        return 1,
+    return [math.inf] * len(inputs)
+
+
+def norm(array):
+    """The Euclidean norm of an array, of whatever shape; of one that repeats itself along the first axis, once."""
+    flat = (array[0] if array.strides[0] == 0 else array).ravel()
+    return math.sqrt(flat.dot(flat))
