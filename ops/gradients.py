@@ -59,8 +59,8 @@ class Gradients(collections.abc.Sequence):
         """What no entry exceeds in absolute value; inf where that isn't known, or not asked before they are there."""
         if self._arrays is not None:
             return math.inf
-        limit = MARGIN * max(norms(*self._graph))
-        return limit if limit < math.inf else math.inf  # nor is nan known
+        limits = norms(*self._graph)
+        return MARGIN * max(limits) if all(map(math.isfinite, limits)) else math.inf
 
 
 def part(gradients, places):
@@ -98,7 +98,7 @@ def _factors(function):
         root = math.sqrt(math.prod(weights[0].shape[-3:-1])) if x.ndim == 4 else 1  # of the number of taps
         return [root * sum(map(norm, weights))] + [root * norm(x)] * len(weights)
     if isinstance(function, F.math.basic_math.Mul):
-        return [abs(other.data).max() for other in reversed(inputs)]
+        return [float(abs(other.data).max()) for other in reversed(inputs)]
     if isinstance(function, F.math.sum.Sum):
         return math.sqrt(math.prod(inputs[0].shape)),
     if isinstance(function, F.loss.softmax_cross_entropy.SoftmaxCrossEntropy) and function.class_weight is None:

@@ -76,6 +76,17 @@ def test_nothing_is_known_where_numbers_overflow():
         assert Gradients(loss, copies).limit() == math.inf
 
 
+def test_nothing_is_known_where_one_of_several_is_not_finite():
+    """With softmax weights of 0 nothing comes back, and 0 times what nobody knows is nan."""
+    network = CNN(8, image_size=84, in_channels=3, n_slow=3)
+    network.add_way(3)
+    x = np.random.RandomState(0).rand(3, 3, 84, 84).astype(np.float32)
+    loss, copies = loss_of(network, x, 1, scale=0)
+    limits = gradients.norms(loss, [*copies, network.conv1.W])
+    assert [math.isfinite(limit) for limit in limits] == [True] * 4 + [False]
+    assert Gradients(loss, [*copies, network.conv1.W]).limit() == math.inf
+
+
 def test_they_behave_as_a_list_of_arrays():
     loss, copies = loss_of(embedding(), draw(4, 1, 28, 28), 2)
     unused = chainer.Variable(draw(2, 3))
