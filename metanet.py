@@ -15,7 +15,7 @@ import functools
 
 import numpy as np
 
-from ops import NormalizedConvolution2D, convolution, linear, lstm, max_pooling, mixture, mlp
+from ops import NormalizedConvolution2D, convolution, late_mixture, linear, lstm, max_pooling, mlp
 from ops.checks import check_episode, check_images, check_meta_information, check_vectors
 from ops.compat import F, L, chainer
 from ops.gradients import Gradients, part
@@ -52,7 +52,7 @@ class FastLayer(chainer.Link):
     def forward(self, x):
         weights = [self.slow() if self.copies is None else self.copies]
         if self.fast is not None:
-            weights += needed(self.fast, x, self.activation)
+            weights += needed(self.fast, x, self.activation, late=type(self).product is FastLinear.product)
         return self.augment(x, weights)
 
     def augment(self, x, weights):
@@ -290,7 +290,7 @@ class Memory:
 
     def read(self, queries):
         """W*, a list of (n, ...): for each query the values' mean, weighted by attention."""
-        return mixture(self.attention(queries), self.values)
+        return late_mixture(self.attention(queries), self.values)
 
 
 class MetaNet(chainer.Chain):

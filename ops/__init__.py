@@ -13,11 +13,11 @@ Nothing here can be differentiated twice: the paper's meta information is a cons
 Chainer from `compat`.
 """
 from ops.augmented import convolution, linear
-from ops.memory import mixture
+from ops.memory import late_mixture, mixture
 from ops.meta_learners import lstm, mlp
 from ops.normalization import NormalizedConvolution2D, normalized_convolution
 from ops.pooling import max_pooling
 from ops.preprocessing import preprocess
 
-__all__ = ['NormalizedConvolution2D', 'convolution', 'linear', 'lstm', 'max_pooling', 'mixture', 'mlp',
+__all__ = ['NormalizedConvolution2D', 'convolution', 'late_mixture', 'linear', 'lstm', 'max_pooling', 'mixture', 'mlp',
            'normalized_convolution', 'preprocess']

@@ -8,8 +8,9 @@ import numpy
 import ops.kernels as kernels
 import ops.tiled as tiled
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul, relu_in_place, scratch
-from ops.compat import chainer, cuda, type_check
-from ops.lazy import rectified
+from ops.compat import F, chainer, cuda, type_check
+from ops.lazy import Mixed, rectified
+from ops.memory import mixed_product
 from ops.pooling import Windows
 
 
@@ -255,7 +256,8 @@ def linear(x, weights, group=1, relu=False):
 
     Args:
         x: float (n, c).
-        weights: sequence of weights, float (o, c) where all examples share them, or (g, o, c), one for each group.
+        weights: sequence of weights, float (o, c) where all examples share them, or (g, o, c), one for each group;
+            or `lazy.Mixed`, one for each example.
         group: examples to a group, as in `convolution`.
         relu: whether each map goes through a ReLU before the sum.
 
@@ -265,4 +267,9 @@ def linear(x, weights, group=1, relu=False):
     Raises:
         chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
-    return Linear(group, relu).apply([x] + list(weights))[0]
+    products = [mixed_product(x, weight) for weight in weights if isinstance(weight, Mixed)]
+    plain = [weight for weight in weights if not isinstance(weight, Mixed)]
+    ys = [F.relu(product) if relu else product for product in products]
+    if plain:
+        ys += Linear(group, relu).apply([x] + plain)
+    return sum(ys[1:], ys[0])

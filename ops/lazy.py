@@ -24,6 +24,21 @@ class Deferred:
         self.make = make
 
 
+class Mixed:
+    """Fast weights for each of several examples, means of the same values, that aren't mixed yet.
+
+    Args:
+        weights: variable (n, m), of n examples.
+        values: variable (m, ...).
+        make: function without arguments that returns them, a variable (n, ...).
+    """
+
+    def __init__(self, weights, values, make):
+        self.weights = weights
+        self.values = values
+        self.make = make
+
+
 def defer(make, count):
     """A list of `count` deferred variables; `make` returns a list of as many, and is called once, if at all."""
     made = []
@@ -37,8 +52,8 @@ def defer(make, count):
 
 
 def made(weights):
-    """Fast weights as a variable, deferred or not."""
-    return weights.make() if isinstance(weights, Deferred) else weights
+    """Fast weights as a variable, deferred, to be mixed, or made already."""
+    return weights.make() if isinstance(weights, (Deferred, Mixed)) else weights
 
 
 def rectified(y):
@@ -72,13 +87,14 @@ def _is_nowhere_negative(x):
     return answers[0]
 
 
-def needed(weights, x, activation):
+def needed(weights, x, activation, late=False):
     """A layer's fast weights, made if need be, without those whose products certainly come to nothing.
 
     Args:
-        weights: variable, `Deferred`, or a tuple of these.
+        weights: variable, `Deferred`, `Mixed`, or a tuple of these.
         x: the layer's input.
         activation: what their products with x go through; None for nothing.
+        late: whether `Mixed` ones may stay what they are.
 
     Returns:
         A list of variables.
@@ -87,7 +103,7 @@ def needed(weights, x, activation):
     if activation is F.relu and any(isinstance(one, Deferred) for one in weights):
         if _is_nowhere_negative(x):
             weights = [one for one in weights if not isinstance(one, Deferred)]
-    return [made(one) for one in weights]
+    return [one if late and isinstance(one, Mixed) else made(one) for one in weights]
 
 
 def map_apart(function, values):

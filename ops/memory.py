@@ -3,7 +3,7 @@ import numpy
 
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul
 from ops.compat import F, chainer, cuda, type_check
-from ops.lazy import map_apart
+from ops.lazy import Deferred, Mixed, map_apart
 
 
 class _Mixture(chainer.FunctionNode):
@@ -71,3 +71,80 @@ def mixture(weights, values):
         return [F.reshape(y, weights.shape[:1] + value.shape[1:]) for y, value in zip(ys, values)]
 
     return map_apart(mix, values)
+
+
+def late_mixture(weights, values):
+    """`mixture`, but for the values of fully connected layers, (m, o, c): these are `Mixed`, to be mixed late."""
+    late = [not isinstance(value, Deferred) and value.ndim == 3 for value in values]
+    others = iter(mixture(weights, [value for value, is_late in zip(values, late) if not is_late]))
+    return [Mixed(weights, value, lambda value=value: mixture(weights, [value])[0]) if is_late else next(others)
+            for value, is_late in zip(values, late)]
+
+
+class _MixedProduct(chainer.FunctionNode):
+
+    def check_type_forward(self, in_types):
+        x, weights, value = in_types
+        type_check.expect(x.dtype.kind == 'f', weights.dtype == x.dtype, value.dtype == x.dtype,
+                          x.ndim == 2, weights.ndim == 2, value.ndim == 3, weights.shape[0] == x.shape[0],
+                          weights.shape[1] == value.shape[0], value.shape[2] == x.shape[1])
+
+    def _cut(self, length, size, xp):
+        return blocks_of(length, max(1, ELEMENTS // size) if xp is numpy else length)
+
+    def forward(self, inputs):
+        x, weights, value = inputs
+        self.retain_inputs((0, 1, 2))
+        xp = cuda.get_array_module(x)
+        flat = value.reshape(-1, value.shape[2])
+        y = xp.empty((len(x), value.shape[1]), x.dtype)
+        self.products = xp.empty((len(x), *value.shape[:2]), x.dtype)
+
+        def work(blocks):
+            for start, stop in blocks:
+                products = self.products[start:stop]
+                matmul(x[start:stop], flat.T, products.reshape(stop - start, -1))
+                matmul(weights[start:stop, None], products, y[start:stop, None])
+
+        in_parts(work, self._cut(len(x), len(flat), xp), xp)
+        return y,
+
+    def backward(self, indexes, grad_outputs):
+        x, weights, value = (variable.array for variable in self.get_retained_inputs())
+        gy = grad_outputs[0].array
+        xp = cuda.get_array_module(x)
+        if xp is numpy and not gy.any():  # of a layer whose activations are all dead
+            gradients = [xp.zeros_like(array) for array in (x, weights, value)]
+            return [chainer.as_variable(gradients[i]) for i in indexes]
+        flat = value.reshape(-1, value.shape[2])
+        g_products = (weights[:, :, None] * gy[:, None]).reshape(len(x), -1)
+        g_weights = matmul(self.products, gy[:, :, None], xp.empty((*weights.shape, 1), x.dtype))[:, :, 0]
+        gx, g_flat = xp.empty_like(x), xp.empty_like(flat)
+
+        def back(blocks):
+            for start, stop in blocks:
+                matmul(g_products[start:stop], flat, gx[start:stop])
+
+        def across(blocks):
+            for start, stop in blocks:
+                matmul(g_products[:, start:stop].T, x, g_flat[start:stop])
+
+        in_parts(back, self._cut(len(x), len(flat), xp), xp)
+        in_parts(across, self._cut(len(flat), len(x), xp), xp)
+        gradients = gx, g_weights, g_flat.reshape(value.shape)
+        return [chainer.as_variable(gradients[i]) for i in indexes]
+
+
+def mixed_product(x, mixed):
+    """Products of vectors with a mean of weights each: their mean, rather than products with the weights' mean.
+
+    That comes to as many multiplications, but no weights are made for each of the vectors.
+
+    Args:
+        x: float (n, c).
+        mixed: `lazy.Mixed`, of weights (n, m) and values (m, o, c).
+
+    Returns:
+        chainer.Variable: float (n, o).
+    """
+    return _MixedProduct().apply((x, mixed.weights, mixed.values))[0]

@@ -63,7 +63,7 @@ def test_memory_reads_by_cosine():
     weights = np.exp([1, 0, 0.5 ** 0.5])
     weights /= weights.sum()
     np.testing.assert_allclose(memory.attention(chainer.Variable(queries)).array[0], weights, rtol=1e-5)
-    (read,) = memory.read(chainer.Variable(queries))
+    read = made(*memory.read(chainer.Variable(queries)))
     np.testing.assert_allclose(read.array[0], np.tensordot(weights, values, 1), rtol=1e-5)
 
 

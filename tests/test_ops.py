@@ -8,6 +8,7 @@ import threadpoolctl
 
 import ops
 import ops.blocks
+from ops import lazy
 from ops.compat import chainer, cuda, gradient_check, type_check
 from ops.device import n_gpus
 
@@ -291,6 +292,49 @@ def test_mixture_numerically():
                                   (draw(3, 4), draw(3, 3, 2)), dtype=np.float64)
 
 
+def late(x, weight, weights, values, relu=True):
+    """An augmented layer with a mean of fast weights for each example, mixed after the products."""
+    return ops.linear(x, [weight, *ops.late_mixture(weights, [values])], relu=relu)
+
+
+def early(x, weight, weights, values, relu=True):
+    return reference.linear(x, [weight, *reference.mixture(weights, [values])], relu=relu)
+
+
+LATE = {'one': [(1, 3), (2, 3), (1, 1), (1, 2, 3)], 'some': [(4, 3), (5, 3), (4, 2), (2, 5, 3)],
+        'many blocks': [(300, 70), (90, 70), (300, 20), (20, 90, 70)]}
+
+
+@pytest.mark.parametrize('relu', [True, False])
+@pytest.mark.parametrize('case', LATE)
+def test_weights_that_are_mixed_after_their_products(case, relu):
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(LATE[case])]
+    functions = [functools.partial(function, relu=relu) for function in (late, early)]
+    assert_same(*functions, arrays)
+    assert_same(*functions, [array.astype(np.float32) for array in arrays], 1e-3)
+
+
+def test_weights_that_are_mixed_after_their_products_numerically():
+    arrays = [draw(*shape, seed=i) for i, shape in enumerate(LATE['some'])]
+    gradient_check.check_backward(functools.partial(late, relu=False), arrays, draw(4, 5), dtype=np.float64)
+
+
+def test_dead_products_of_mixed_weights_get_and_give_no_gradient():
+    x, weight, weights, values = (chainer.Variable(draw(*shape, seed=i)) for i, shape in enumerate(LATE['some']))
+    x.array[...], weights.array[...], values.array[...] = 1, 1, -1
+    chainer.functions.sum(late(x, weight, weights, values)).backward()
+    assert not weights.grad.any() and not values.grad.any() and weight.grad.any()
+
+
+def test_mixed_weights_may_be_asked_for():
+    weights, values = draw(4, 2), draw(2, 5, 3, seed=1)
+    mixed, other = ops.late_mixture(chainer.Variable(weights), [chainer.Variable(values), chainer.Variable(values[:, 0])])
+    np.testing.assert_allclose(lazy.made(mixed).array, np.einsum('nm,moc->noc', weights, values))
+    np.testing.assert_allclose(lazy.made(other).array, weights.dot(values[:, 0]))
+    needed, = lazy.needed(mixed, draw(4, 3), None)
+    assert needed.shape == (4, 5, 3) and lazy.needed(mixed, draw(4, 3), None, late=True) == [mixed]
+
+
 def test_preprocess_by_hand():
     # log|g| / 7 from e^-7 on, -1 below; g e^7 up to e^-7, the sign above.
     gradient = np.array([np.exp(-3.5), -np.exp(-7), np.exp(-8), 0, -1, np.exp(7)])
@@ -343,6 +387,7 @@ CALLS = {
     'tiled, few channels': (products(ops, 'convolution', relu=True, pool=True), TILED['many blocks of few channels']),
     'max_pooling': (ops.max_pooling, [(50, 16, 28, 28)]),
     'mixture': (lambda weights, *values: ops.mixture(weights, values), [(50, 5), (5, 90000), (5, 7)]),
+    'late mixture': (late, LATE['many blocks']),
     'normalized_convolution': (normalized(ops, True, {}), NORMALIZED['many blocks'] + [(24,), (24,)]),
     'mlp': (sequences(ops, 'mlp', [draw(2, 50000, dtype=np.float32)]), MLP),
     'lstm': (sequences(ops, 'lstm', [draw(3, 20000, dtype=np.float32)]), LSTM),
