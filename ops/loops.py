@@ -12,7 +12,7 @@ import numpy
 import scipy.linalg.cython_blas  # noqa: F401  (numpy.dot calls it; loaded here, its threads can be limited)
 
 # Of the type that arrays of either are not changed by.
-ZERO, HALF = numpy.float32(0), numpy.float32(.5)
+ZERO, HALF, ONE = numpy.float32(0), numpy.float32(.5), numpy.float32(1)
 
 
 def _compiled(function):
@@ -408,3 +408,37 @@ def backward(maps, kernels, shape, edges, g, y, second, kept, slope, offset, gro
                 _overlap(matrices, g_padded, half, gx[edges[i]:edges[i + 1]])
             else:
                 _spread(matrices, g_padded, gx[edges[i]:edges[i + 1]])
+
+
+@_compiled
+def _piece(magnitude, sign, edges, first, low, rate):
+    """The piece that a gradient is in; of nan, any."""
+    above = magnitude + ONE
+    position = sign + (above if sign >= 0 else -above)
+    # Selected, not branched to: half of the guesses at a branch would be wrong, which takes ten times as long.
+    cell = (position - low) * rate + ONE
+    top = ONE * (len(first) - 1)
+    cell = cell if cell < top else top
+    k = first[int(cell if cell > 0 else ZERO)]
+    while k < len(edges) and position >= edges[k]:
+        k += 1
+    return k
+
+
+@_compiled
+def evaluate(magnitude, sign, edges, first, low, rate, coefficients, y):
+    """A piecewise linear function of gradients' channels; all as in `pieces`."""
+    for i in range(len(y)):
+        k = _piece(magnitude[i], sign[i], edges, first, low, rate)
+        y[i] = coefficients[k, 0] * magnitude[i] + coefficients[k, 1] * sign[i] + coefficients[k, 2]
+
+
+@_compiled
+def add_up_pieces(magnitude, sign, edges, first, low, rate, g, sums):
+    """Adds to sums (k, 3) of each piece its gradients g, times the channels, and alone."""
+    for i in range(len(g)):
+        if g[i] != 0:
+            k = _piece(magnitude[i], sign[i], edges, first, low, rate)
+            sums[k, 0] += g[i] * magnitude[i]
+            sums[k, 1] += g[i] * sign[i]
+            sums[k, 2] += g[i]

@@ -7,21 +7,18 @@ from ops.blocks import blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import F, chainer, cuda, type_check
 from ops.gradients import Gradients
 from ops.lazy import defer as deferred
+from ops.pieces import Pieces
 from ops.preprocessing import preprocess
+from ops.tiled import loops
 
 # Chunks of coordinates in a block.
 CHUNKS = 8
+# Coordinates in a block where the network's pieces serve.
+PIECEWISE = 1 << 14
 
 
-class _Coordinatewise(chainer.FunctionNode):
+class _PerCoordinate(chainer.FunctionNode):
     """The same small network for each coordinate of several `gradients` (t, p); the gradients themselves are constants.
-
-    Coordinates whose gradients are all zero, which dead activations leave behind, share one output, computed once; not
-    on a GPU.
-    Nothing but the other coordinates is kept for the backward pass: a block's activations are cheaper to compute again
-    in cache than to fetch from memory. Within a block, NumPy's calls work on several chunks of coordinates at once: the
-    threads hold each other up between calls, so these are long, while each matrix product stays small enough for BLAS's
-    quick path.
     """
 
     def __init__(self, count):
@@ -32,6 +29,18 @@ class _Coordinatewise(chainer.FunctionNode):
         type_check.expect(dtype.kind == 'f', *(in_types[i].ndim == 2 for i in range(self.count)))
         for in_type in in_types[1:]:
             type_check.expect(in_type.dtype == dtype)
+
+
+class _Coordinatewise(_PerCoordinate):
+    """The network's products, for many coordinates at a time.
+
+    Coordinates whose gradients are all zero, which dead activations leave behind, share one output, computed once; not
+    on a GPU.
+    Nothing but the other coordinates is kept for the backward pass: a block's activations are cheaper to compute again
+    in cache than to fetch from memory. Within a block, NumPy's calls work on several chunks of coordinates at once: the
+    threads hold each other up between calls, so these are long, while each matrix product stays small enough for BLAS's
+    quick path.
+    """
 
     def _cut(self):
         count = self.coordinates.shape[1]
@@ -107,6 +116,7 @@ def _augment(weight, bias):
 
 
 class _MLP(_Coordinatewise):
+    """On a GPU, where `_PiecewiseMLP` would have to wait for the parameters."""
 
     chunk = 2048
 
@@ -141,6 +151,70 @@ class _MLP(_Coordinatewise):
             g *= hidden > 0
             terms.insert(0, xp.matmul(g, layers[i - 1].swapaxes(1, 2)))
         return terms
+
+
+class _PiecewiseMLP(_PerCoordinate):
+    """`_MLP` on a CPU, by its pieces: each gradient is looked up rather than sent through the network."""
+
+    def forward(self, inputs):
+        self.gradients, parameters = inputs[:self.count], inputs[self.count:]
+        self.dtype = parameters[0].dtype
+        self.pieces = Pieces(*parameters)
+        self.edges = self.pieces.edges.astype(self.dtype)
+        first, low, rate = self.pieces.cells()
+        self.cells = first, self.dtype.type(low), self.dtype.type(rate)
+        coefficients = self.pieces.coefficients.astype(self.dtype)
+        compiled = loops(self.dtype)
+        ys = [numpy.empty(array.shape[1], self.dtype) for array in self.gradients]
+
+        def work(blocks):
+            for i, start, stop in blocks:
+                channels, y = self._channels(i, start, stop), ys[i][start:stop]
+                if compiled:
+                    compiled.evaluate(*channels, self.edges, *self.cells, coefficients, y)
+                else:
+                    its = coefficients[self._places(*channels)]
+                    y[...] = its[:, 0] * channels[0] + its[:, 1] * channels[1] + its[:, 2]
+
+        in_parts(work, self._blocks(), numpy)
+        return tuple(ys)
+
+    def backward(self, indexes, grad_outputs):
+        compiled = loops(self.dtype)
+        n = len(self.edges) + 1
+
+        def work(blocks):
+            sums = numpy.zeros((n, 3))
+            for i, start, stop in blocks:
+                gy = None if grad_outputs[i] is None else grad_outputs[i].array[start:stop]
+                # Fast weights of a layer whose activations are all dead get no gradient, and give none.
+                if gy is None or not gy.any():
+                    continue
+                channels = self._channels(i, start, stop)
+                if compiled:
+                    compiled.add_up_pieces(*channels, self.edges, *self.cells, numpy.ascontiguousarray(gy), sums)
+                else:
+                    places = self._places(*channels)
+                    for column, values in zip(sums.T, (gy * channels[0], gy * channels[1], gy)):
+                        column += numpy.bincount(places, values, n)
+            return sums
+
+        sums = sum(in_parts(work, self._blocks(), numpy, summed=True))
+        result = [None] * self.count + [chainer.as_variable(gradient.astype(self.dtype))
+                                        for gradient in self.pieces.gradients(sums)]
+        return [result[i] for i in indexes]
+
+    def _blocks(self):
+        return [(i, start, stop) for i, array in enumerate(self.gradients)
+                for start, stop in blocks_of(array.shape[1], PIECEWISE)]
+
+    def _channels(self, i, start, stop):
+        gradient = self.gradients[i][0, start:stop]
+        return preprocess(gradient, out=tuple(scratch('channels', (2, stop - start), gradient)))
+
+    def _places(self, magnitude, sign):
+        """The piece of each gradient."""
+        return numpy.searchsorted(self.edges, sign + numpy.copysign(magnitude + 1, sign), side='right')
 
 
 class _LSTM(_Coordinatewise):
@@ -290,7 +364,8 @@ def mlp(gradients, W1, b1, W2, b2, W3, b3, defer=False):
     parameters = W1, b1, W2, b2, W3, b3
 
     def make():
-        outputs = _MLP(len(gradients)).apply([g.reshape(1, -1) for g in gradients] + list(parameters))
+        kind = _PiecewiseMLP if isinstance(gradients[0], numpy.ndarray) else _MLP
+        outputs = kind(len(gradients)).apply([g.reshape(1, -1) for g in gradients] + list(parameters))
         return [F.reshape(y, g.shape) for y, g in zip(outputs, gradients)]
 
     if defer and _is_negative(bounds.mlp, gradients, parameters):

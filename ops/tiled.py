@@ -24,6 +24,11 @@ LEAST = 16  # channels that Winograd's algorithm is worth it for
 TRANSFORM = numpy.array([[1, 0, 0], [.5, .5, .5], [.5, -.5, .5], [0, 0, 1]], numpy.float32)  # of a kernel; G there
 
 
+def loops(dtype):
+    """The module `loops` where it serves, or None."""
+    return _loops() if dtype in (numpy.float32, numpy.float64) else None
+
+
 @functools.cache
 def _loops():
     """The module `loops`, or None where Numba is missing or told not to compile. It takes half a second to import."""
@@ -127,14 +132,14 @@ class Tiles:
             With `sums` float64 (2, o), sums of the outputs and of their squares.
         """
         maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight[0] if self.n_groups else weight)
-        loops = self.loops(x)
-        if loops:
+        compiled = loops(x.dtype)
+        if compiled:
             maps, kernels = map(numpy.ascontiguousarray, (maps, kernels))
 
         def work(blocks):
             its = numpy.zeros((len(blocks), 2, 4, len(kernels[0, 0]))) if sums else None
-            if loops:
-                loops.forward(maps, kernels, self.shape, _edges(blocks), relu, _flat(second, 3, bool),
+            if compiled:
+                compiled.forward(maps, kernels, self.shape, _edges(blocks), relu, _flat(second, 3, bool),
                               _flat(kept, 4, x.dtype), numpy.zeros((0, 2, 4, 0)) if its is None else its,
                               _flat(pooled, 1)[0])
                 return its
@@ -171,8 +176,8 @@ class Tiles:
         gx = numpy.empty(maps.shape, x.dtype) if 0 in indexes else None
         gradient = numpy.empty(weight.shape, x.dtype) if 1 in indexes else None
         grouped = gradient is not None and self.n_groups
-        loops = self.loops(x)
-        if loops:
+        compiled = loops(x.dtype)
+        if compiled:
             maps, kernels, g = map(numpy.ascontiguousarray, (maps, kernels, g))
             y = y if y is None else numpy.ascontiguousarray(y)
         numbers = self.numbers(weight.shape[-4], weight.shape[-1])
@@ -183,10 +188,10 @@ class Tiles:
             total = None
             if gradient is not None and not grouped:
                 total = numpy.zeros((len(kernels), *kernels.shape[:0:-1]), x.dtype)
-            if loops:
+            if compiled:
                 none = functools.partial(numpy.empty, dtype=x.dtype)
                 kept, slope, offset = share or (None, none(0), none(0))
-                loops.backward(maps, kernels, self.shape, _edges(blocks), _flat(g, 1)[0], _flat(y, 1, x.dtype)[0],
+                compiled.backward(maps, kernels, self.shape, _edges(blocks), _flat(g, 1)[0], _flat(y, 1, x.dtype)[0],
                                _flat(second, 3), _flat(kept, 4, x.dtype), slope, offset, self.group,
                                none((0, 0, 0)) if total is None else total, gradient if grouped else none((0,) * 5),
                                none((0,) * 4) if gx is None else gx)
@@ -212,10 +217,6 @@ class Tiles:
         if gradient is not None and not grouped:
             self.g_weights(sum(parts)[:, None], gradient[None])
         return gx.transpose(0, 3, 1, 2) if gx is not None else None, gradient
-
-    def loops(self, x):
-        """The module `loops` where it serves, or None."""
-        return _loops() if x.dtype in (numpy.float32, numpy.float64) else None
 
     def _cut(self, x, numbers):
         """Blocks of examples; `numbers` to a tile in a block's largest array."""

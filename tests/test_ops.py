@@ -328,7 +328,7 @@ def test_dead_products_of_mixed_weights_get_and_give_no_gradient():
 
 def test_mixed_weights_may_be_asked_for():
     weights, values = draw(4, 2), draw(2, 5, 3, seed=1)
-    mixed, other = ops.late_mixture(chainer.Variable(weights), [chainer.Variable(values), chainer.Variable(values[:, 0])])
+    mixed, other = ops.late_mixture(chainer.Variable(weights), list(map(chainer.Variable, (values, values[:, 0]))))
     np.testing.assert_allclose(lazy.made(mixed).array, np.einsum('nm,moc->noc', weights, values))
     np.testing.assert_allclose(lazy.made(other).array, weights.dot(values[:, 0]))
     needed, = lazy.needed(mixed, draw(4, 3), None)

@@ -1,0 +1,92 @@
+"""m by its pieces, with Numba and without, against the network itself."""
+import numpy as np
+import pytest
+import reference
+
+from ops import meta_learners
+from ops.compat import chainer
+from ops.pieces import Pieces, _cut
+
+SHAPES = (20, 2), (20,), (20, 20), (20,), (1, 20), (1,)
+
+
+@pytest.fixture(params=['Numba', 'NumPy'])
+def loops(request, monkeypatch):
+    if request.param == 'NumPy':
+        monkeypatch.setattr(meta_learners, 'loops', lambda dtype: None)
+    else:
+        pytest.importorskip('numba')
+
+
+def parameters(scale, seed=0, dtype=np.float64):
+    random = np.random.RandomState(seed)
+    return [random.uniform(-scale, scale, shape).astype(dtype) for shape in SHAPES]
+
+
+def gradients(dtype=np.float64, size=20000):
+    """Of all magnitudes and both signs, and some of zero."""
+    random = np.random.RandomState(1)
+    return (random.choice([-1, 0, 1], size) * np.exp(random.uniform(-30, 60, size))).astype(dtype)
+
+
+def outcome(function, arrays, params):
+    """Outputs, and gradients of the parameters for random gradients of the outputs."""
+    params = [chainer.Variable(array) for array in params]
+    ys = function(arrays, *params)
+    random = np.random.RandomState(2)
+    sum(chainer.functions.sum(y * random.randn(*y.shape).astype(y.dtype)) for y in ys).backward()
+    return [y.array for y in ys] + [param.grad for param in params]
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-11), (np.float32, 2e-5)])
+@pytest.mark.parametrize('scale', [.01, .1, 1, 3])
+@pytest.mark.usefixtures('loops')
+def test_the_same_as_the_network(scale, dtype, tolerance):
+    params = parameters(scale, dtype=dtype)
+    arrays = [gradients(dtype).reshape(4, -1), gradients(dtype, 7)]
+    exact = outcome(reference.mlp, [array.astype(np.float64) for array in arrays],
+                    [param.astype(np.float64) for param in params])
+    for found, expected in zip(outcome(meta_learners.mlp, arrays, params), exact):
+        assert found.dtype == dtype and found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=tolerance * abs(expected).max(), rtol=0)
+
+
+@pytest.mark.parametrize('change', [lambda params: [0 * param for param in params],
+                                    lambda params: [params[0] * [[0, 1]], *params[1:]],
+                                    lambda params: [*params[:2], np.tile(params[2][:1], (20, 1)), *params[3:]],
+                                    lambda params: [params[0], 0 * params[1], params[2], 0 * params[3], *params[4:]]])
+@pytest.mark.usefixtures('loops')
+def test_units_that_never_open_or_open_together(change):
+    params = change(parameters(.1))
+    arrays = [gradients()]
+    for found, expected in zip(outcome(meta_learners.mlp, arrays, params), outcome(reference.mlp, arrays, params)):
+        np.testing.assert_allclose(found, expected, atol=1e-11 * abs(expected).max(), rtol=0)
+
+
+@pytest.mark.usefixtures('loops')
+def test_what_is_not_a_number_stays_so_and_harms_no_other():
+    params = parameters(.1, dtype=np.float32)
+    array = gradients(np.float32, 50)
+    clean, = meta_learners.mlp([array], *params)
+    array[3], array[5], array[7] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid='ignore'):
+        found, = meta_learners.mlp([array], *params)
+    others = np.delete(np.arange(50), [3, 5, 7])
+    assert np.isnan(found.array[3]) and not np.isfinite(found.array[[5, 7]]).any()
+    np.testing.assert_array_equal(found.array[others], clean.array[others])
+    params[2][0, 0] = np.nan
+    assert np.isnan(meta_learners.mlp([array], *params)[0].array).all()
+
+
+def test_pieces_are_cut_where_units_cross_zero():
+    # Two lines: x - 1 and -2 below 0, 3 - x above it.
+    lines, edges = _cut(np.array([0.]), np.array([[-1., -2.], [-1., 3.]]), np.array([[1., 0.], [1., -1.]]))
+    assert edges.tolist() == [0, 1, 3] and lines.tolist() == [0, 1, 1, 1]
+
+
+def test_there_are_no_more_pieces_than_units_open_and_close():
+    pieces = Pieces(*parameters(1))
+    first, second = pieces.open
+    changes = (first[1:] != first[:-1]).sum(axis=1) + (second[1:] != second[:-1]).sum(axis=1)
+    corners = np.isin(pieces.edges, [-1, 1])
+    assert (changes[~corners] == 1).all() and corners.sum() == 2 and len(pieces.coefficients) == len(pieces.edges) + 1
