@@ -39,6 +39,8 @@ def model_name(variant, settings, usual, sizes, *remarks):
         'centred': ('', 'centred: {}'),
         'amsgrad': (False, 'AMSGrad'),
         'clipping': ('together', 'gradients clipped {}'),
+        'n_decay': (0, 'learning rate falling over {} epochs'),
+        'inverse_decay': (0, 'inverse_decay {}'),
         'nb_samples_per_class': (1, '{}-shot'),
         'rotations': ('episode', 'rotations: {}'),
         'n_episodes_per_update': (1, '{} episodes an update'),

@@ -95,7 +95,12 @@ def test_results_name_what_was_trained_and_tested_on():
     settings.update(nb_samples_per_class=3, rotations='classes', n_episodes_per_update=4)
     assert train_omniglot.label(settings, 'Omniglot').startswith(
         'MetaNet- (centred: fc, 3-shot, rotations: classes, 4 episodes an update) trained')
-    settings.update(centred='', nb_samples_per_class=1, rotations='episode', n_episodes_per_update=1)
+    settings.update(centred='', nb_samples_per_class=1, rotations='episode', n_episodes_per_update=1, n_decay=30,
+                    inverse_decay=0)
+    assert train_omniglot.label(settings, 'Omniglot').startswith('MetaNet- (learning rate falling over 30 epochs) tr')
+    settings.update(n_decay=0, inverse_decay=2000)
+    assert train_omniglot.label(settings, 'Omniglot').startswith('MetaNet- (inverse_decay 2000) trained')
+    settings.update(inverse_decay=0)
     settings['data'] = 'synthetic strokes'
     assert train_omniglot.label(settings, 'Omniglot') == (
         'MetaNet- trained 5-way, on synthetic strokes, tested on Omniglot')
@@ -278,4 +283,5 @@ def test_models_of_earlier_versions_load():
         assert 'class_of_base' not in str(file['settings'])
     model, settings = train_omniglot.load(path, [7])
     assert settings['class_of_base'] == 'metanet.CNN' and settings['average_decay'] == 0
-    assert train_omniglot.label(settings, 'Omniglot') == 'MetaNet trained 5-way, on Omniglot, previous split'
+    assert train_omniglot.label(settings, 'Omniglot') == (
+        'MetaNet (learning rate falling over 86 epochs) trained 5-way, on Omniglot, previous split')
