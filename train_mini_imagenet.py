@@ -34,6 +34,7 @@ from ops.device import use as use_device
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
 out = 'result/mini_imagenet'  # folder for log, learning curve, snapshots and the trained models
 evaluate = ''  # npz of a trained model, best.npz or model.npz: tests it; trains nothing, saves no results
+evaluate_on = 'test'  # classes that it is tested on: 'test', 'dev', or 'train', to see what is lost on new ones
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -70,6 +71,7 @@ average_decay = 0.999  # extension: the averaged weights, kept beside the traine
 # What each setting may be, and the kind of images that is kept with them; those in COMMON both scripts have.
 CHECKS = {
     **COMMON,
+    'evaluate_on': one_of('test', 'dev', 'train'),
     'n_outputs_test': whole(2, 10 ** 5),
     'n_queries_test': whole(1),
     'n_dev_episodes': whole(1),
@@ -83,8 +85,8 @@ CHECKS = {
 EARLIER = {'channels': 3, 'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0,
            'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
-TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_test_episodes',
-                 'inserted_scale')
+TEST_SETTINGS = ('evaluate_on', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
+                 'n_test_episodes', 'inserted_scale')
 # The paper's sizes of a model. Others are named in results, and not compared with the paper's.
 SIZES = {'n_filters': 32, 'n_slow': 3, 'n_steps': 10}
 PAPER = 49.21  # 5-way 1-shot, table 2, in %
@@ -169,9 +171,10 @@ def evaluate_model(settings, given):
         _, trained = load(evaluate, [n_outputs_test], inserted_scale)
         refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
         device = use_device(gpu)
-        _, _, test_classes, source = data.mini_imagenet(input_path)
-        refuse_images(trained, data.image_shape(test_classes), input_path)
-        sampler = task_sampler(test_classes, 2, n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp)
+        *parts, source = data.mini_imagenet(input_path)
+        classes = dict(zip(('train', 'dev', 'test'), parts))[evaluate_on]
+        refuse_images(trained, data.image_shape(classes), input_path)
+        sampler = task_sampler(classes, 2, n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp)
     start = sampler.get_state()
     for weights in trained['all_weights']:
         metanet, trained = load(evaluate, [n_outputs_test], inserted_scale, weights)
@@ -179,7 +182,7 @@ def evaluate_model(settings, given):
         sampler.set_state(start)
         result = interval(100 * test(metanet, sampler, n_test_episodes, 'test')[:, 1])
         sampler.set_state(start)
-        report(trained, source, sampler, result)
+        report(trained, source, sampler, result, classes=evaluate_on)
 
 
 def task_sampler(classes, kind, way, shot, n_query, xp):
@@ -187,12 +190,13 @@ def task_sampler(classes, kind, way, shot, n_query, xp):
     return data.EpisodeSampler(classes, way, shot, n_query, seed=(seed, kind), xp=xp)
 
 
-def report(trained, source, sampler, result, keep=None):
-    """Prints the result of a test on `source` of a model whose settings are `trained`; `keep` as of `final_test`."""
+def report(trained, source, sampler, result, keep=None, classes='test'):
+    """Prints the result of a test on classes of `source` of a model trained by settings; `keep` as of `final_test`."""
     usual = usual_classes(trained)
-    label = result_label(model_name('MetaNet', trained, usual, SIZES, trained['model']), trained, source)
+    label = result_label(model_name('MetaNet', trained, usual, SIZES, trained['model']), trained, source,
+                         classes=classes)
     one_shot = sampler.shot == trained['nb_samples_per_class'] == 1
-    comparable = (trained['data'] == source == 'mini-ImageNet' and sampler.way == 5 and one_shot
+    comparable = (trained['data'] == source == 'mini-ImageNet' and classes == 'test' and sampler.way == 5 and one_shot
                   and is_papers(trained, usual, SIZES))
     report_result(label, sampler, n_test_episodes, result, PAPER if comparable else None, keep)
 

@@ -35,6 +35,7 @@ input_path = 'data/omniglot'  # folder of images_background.zip and images_evalu
 split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964, 659; 'dev': 1100, 100 of the 1200
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
 evaluate = ''  # npz of a trained model: tests it on the test classes of its own split; trains nothing, saves no results
+evaluate_on = 'test'  # 'train': tests it on the classes it was trained on instead, to see what is lost on new ones
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -71,6 +72,7 @@ average_decay = 0.999  # extension: the averaged weights, kept beside the traine
 # What each setting may be, and the kind of images that is kept with them; those in COMMON both scripts have.
 CHECKS = {
     **COMMON,
+    'evaluate_on': one_of('test', 'train'),
     'split': one_of(*data.SPLITS),
     'n_outputs_test': wholes(2, 10 ** 5),
     'n_queries_test': whole(1),
@@ -85,8 +87,8 @@ CHECKS = {
 EARLIER = {'channels': 1, 'image_size': 28, 'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together',
            'average_decay': 0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
-TEST_SETTINGS = ('seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test', 'n_final_episodes',
-                 'inserted_scale')
+TEST_SETTINGS = ('evaluate_on', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
+                 'n_final_episodes', 'inserted_scale')
 # The paper's sizes of a model. Others are named in results, and not compared with the paper's.
 SIZES = {'n_filters': 64, 'n_steps': 5}
 # One-shot accuracies of the paper, in %: trained and tested on the same way (tables 1 and 3), ...
@@ -179,13 +181,14 @@ def evaluate_model(settings, given):
         _, trained = load(evaluate, ways, inserted_scale)
         refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
         device = use_device(gpu)
-        _, test_classes, source = data.omniglot(input_path, trained['split'])
-        refuse_images(trained, data.image_shape(test_classes), input_path)
-        samplers = test_samplers(test_classes, ways, 2, device.xp)
+        *parts, source = data.omniglot(input_path, trained['split'])
+        classes = dict(zip(('train', 'test'), parts))[evaluate_on]
+        refuse_images(trained, data.image_shape(classes), input_path)
+        samplers = test_samplers(classes, ways, 2, device.xp)
         models = {weights: load(evaluate, ways, inserted_scale, weights)[0] for weights in trained['all_weights']}
         for model in models.values():
             model.to_device(device)
-    test_models(models, trained, samplers, source)
+    test_models(models, trained, samplers, source, classes=evaluate_on)
 
 
 def test_samplers(classes, ways, kind, xp):
@@ -194,11 +197,12 @@ def test_samplers(classes, ways, kind, xp):
                                      xp=xp) for way in ways}
 
 
-def test_models(models, trained, samplers, source, keep=None):
+def test_models(models, trained, samplers, source, keep=None, classes='test'):
     """Tests models whose settings are `trained` on `source`: {'last': model, 'average': model}, or one of the two."""
-    paper = paper_accuracies(trained, nb_samples_per_class_test, source)
+    paper = paper_accuracies(trained, nb_samples_per_class_test, source) if classes == 'test' else {}
     for weights, model in models.items():
-        final_test(model, samplers, n_final_episodes, label(dict(trained, weights=weights), source), paper, keep)
+        words = label(dict(trained, weights=weights), source, classes)
+        final_test(model, samplers, n_final_episodes, words, paper, keep)
 
 
 def paper_accuracies(settings, shot, source):
@@ -213,11 +217,11 @@ def paper_accuracies(settings, shot, source):
     return {**accuracies, **across}
 
 
-def label(settings, source):
-    """What was trained and on what, and on what it was tested, `source`: for the lines of results."""
+def label(settings, source, classes='test'):
+    """What was trained and on what, and on what it was tested, classes of `source`: for the lines of results."""
     detail = f', {settings["split"]} split' if settings['data'] == 'Omniglot' else ''
     name = model_name(settings['variant'], settings, usual_classes(settings), SIZES)
-    return result_label(name, settings, source, detail)
+    return result_label(name, settings, source, detail, classes)
 
 
 def load(path, ways, inserted_scale=0.1, weights=''):

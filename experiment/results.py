@@ -50,7 +50,7 @@ def model_name(variant, settings, usual, sizes, *remarks):
     return variant + (f' ({", ".join(remarks)})' if remarks else '')
 
 
-def result_label(model, trained, source, detail=''):
+def result_label(model, trained, source, detail='', classes='test'):
     """What lines of results say was trained and on what, and on what it was tested.
 
     Args:
@@ -58,8 +58,12 @@ def result_label(model, trained, source, detail=''):
         trained: the settings of its training.
         source: the data it was tested on.
         detail: what is to be said of the training data beside their name.
+        classes: which of the data's it was tested on; others than 'test' are named.
     """
-    tested = '' if source == trained['data'] else f', tested on {source}'
+    words = [] if source == trained['data'] else [source]
+    if classes != 'test':
+        words += [classes.replace('train', 'training'), 'classes']
+    tested = f', tested on {" ".join(words)}' if words else ''
     return f'{model} trained {trained["n_outputs_train"]}-way, on {trained["data"]}{detail}{tested}'
 
 

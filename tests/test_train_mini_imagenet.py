@@ -36,6 +36,11 @@ def test_the_best_models_test_is_the_result(script, capsys, model, centred, name
         call(script, '--evaluate', f'here/{best}.npz', '--n_test_episodes=2', '--n_queries_test=2',
              '--input_path=images')
         assert capsys.readouterr().out.splitlines() == [line]
+    for classes, words in ('dev', 'dev'), ('train', 'training'):
+        call(script, '--evaluate=here/best.npz', '--n_test_episodes=2', '--n_queries_test=2', '--input_path=images',
+             '--evaluate_on', classes)
+        shown = capsys.readouterr().out
+        assert f'on own data (images), tested on {words} classes, 5-way' in shown and 'no such number' in shown
 
 
 def test_without_images_it_runs_on_textures(tmp_path, monkeypatch, capsys):

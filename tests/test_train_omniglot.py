@@ -88,6 +88,21 @@ def test_evaluate_refuses_what_the_model_was_not_trained_with(script, trained):
     assert "split = 'standard', but the model to evaluate was trained with 'previous'" in end
 
 
+def test_a_model_is_tested_on_the_classes_it_was_trained_on(script, trained, capsys, monkeypatch):
+    seen = []
+    sampler = data.EpisodeSampler
+    monkeypatch.setattr(data, 'EpisodeSampler', lambda classes, *args, **settings: (
+        seen.append(len(classes)) or sampler(classes, *args, **settings)))
+    monkeypatch.setattr(data, 'omniglot', lambda *args: (dict(STROKES[:18]), dict(STROKES[18:]), 'Omniglot'))
+    lines = []
+    for classes in 'train', 'test':
+        call(script, '--evaluate', str(trained / 'here/model.npz'), '--n_queries_test=2', '--n_final_episodes=3',
+             '--evaluate_on', classes)
+        lines.append(capsys.readouterr().out)
+    assert seen == [18, len(STROKES) - 18]
+    assert 'tested on Omniglot training classes, 5-way' in lines[0] and 'tested on Omniglot, 5-way' in lines[1]
+
+
 def test_results_name_what_was_trained_and_tested_on():
     settings = {'split': 'previous', 'variant': 'MetaNet-', 'n_outputs_train': 5, 'data': 'Omniglot', 'centred': 'fc'}
     assert train_omniglot.label(settings, 'Omniglot') == (
