@@ -52,7 +52,9 @@ class FastLayer(chainer.Link):
     def forward(self, x):
         weights = [self.slow() if self.copies is None else self.copies]
         if self.fast is not None:
-            weights += needed(self.fast, x, self.activation, late=type(self).product is FastLinear.product)
+            cls = type(self)  # only what knows mixtures gets them
+            late = self.group == 1 and cls.product is FastLinear.product and cls.augment is FastLayer.augment
+            weights += needed(self.fast, x, self.activation, late)
         return self.augment(x, weights)
 
     def augment(self, x, weights):
@@ -289,7 +291,7 @@ class Memory:
         return F.softmax(F.matmul(queries, self.keys, transb=True) / F.sqrt(norms + 1e-6), axis=1)
 
     def read(self, queries):
-        """W*, a list of (n, ...): for each query the values' mean, weighted by attention."""
+        """W*, a list of (n, ...), of each query the values' mean, weighted by attention; made by `ops.lazy.made`."""
         return late_mixture(self.attention(queries), self.values)
 
 
@@ -400,7 +402,7 @@ class MetaNet(chainer.Chain):
 
         Returns:
             A sequence of arrays (n_groups, ...), in the order of `network.fast_layers(way)`, each of its layer's
-            `slow()` shape: constants, nothing is differentiated through them. They are computed when needed.
+            `slow()` shape: constants, nothing is differentiated through them. They are computed when first looked at.
         """
         n_groups = -(-len(x) // group)
         layers = network.fast_layers(way)

@@ -24,6 +24,8 @@ BOXES = 4096
 ROUNDS = 4
 # The largest position is rounded up to a multiple of this, so that one answer serves many gradients.
 STEP = numpy.float32(.5)
+# Limits from here on aren't worth a question: numbers would overflow.
+LARGEST = 1e30
 
 # Sets of parameters whose answers are kept, the last that were asked about: a MetaNet+ has three, its average as many.
 KEPT = 8
@@ -45,31 +47,39 @@ def is_negative(follow, gradients, *parameters):
     largest, *parameters = _on_host([_largest(gradients)] + [parameter.array for parameter in parameters])
     if not numpy.isfinite(largest).all():
         return False
-    return _answer(largest.max(), len(largest), follow, *_answers(follow, parameters))
+    return _answer(_end(largest.max()), len(largest), follow, *_answers(follow, parameters))
 
 
 def is_known_negative(follow, steps, limit, *parameters):
-    """Whether all fast weights are surely negative for gradients whose absolute values do not exceed a limit.
+    """Whether `is_negative` surely says so of gradients whose absolute values do not exceed a limit.
 
     Says so only of parameters that `is_negative` has been asked about: of others the gradients tell more.
 
     Args:
         follow, parameters: as there.
         steps: t there.
-        limit: float; inf if anything is possible.
+        limit: function without arguments that returns it, a float; inf if anything is possible.
     """
-    if limit == numpy.inf:
-        return False
     known = _known(follow, [parameter.array for parameter in parameters])
-    return known is not None and _answer(known[0][0].dtype.type(limit), steps, follow, *known)
+    limit = limit() if known else numpy.inf
+    if not limit < LARGEST:
+        return False
+    # A larger box may be settled where a smaller one isn't: whatever the gradients, the answer has to be the same.
+    ends = numpy.arange(_end(known[0][0].dtype.type(limit)), .75, -STEP)  # the least is 1
+    return all(_answer(end, steps, follow, *known) for end in ends)
 
 
-def _answer(largest, steps, follow, parameters, answers):
-    """Whether all are negative for gradients up to the largest; from `answers`, if it is there."""
-    end = numpy.ceil((2 + preprocess(largest)[0]) / STEP) * STEP
+def _end(largest):
+    """The position of the largest gradient, rounded up."""
+    return numpy.ceil((2 + preprocess(largest)[0]) / STEP) * STEP
+
+
+def _answer(end, steps, follow, parameters, answers):
+    """Whether all are negative for gradients up to that position; from `answers`, if it is there."""
     case = steps, float(end)
     if case not in answers:
-        answers[case] = _is_negative_up_to(numpy.full(steps, end), follow, parameters)
+        ends = numpy.full(steps, end, parameters[0].dtype)
+        answers[case] = _is_negative_up_to(ends, follow, parameters)
     return answers[case]
 
 

@@ -6,8 +6,6 @@ forward pass. Backwards through the graph, each function tells how much larger t
 inputs may be, in the Euclidean norm.
 """
 import collections.abc
-import heapq
-import itertools
 import math
 
 import numpy
@@ -16,7 +14,7 @@ from ops.augmented import Convolution, Linear
 from ops.compat import F, chainer
 from ops.tiled import PooledConvolution
 
-MARGIN = 1.01  # for rounding
+MARGIN = 2  # for rounding, generously: the meta learner sees logarithms
 
 
 class Gradients(collections.abc.Sequence):
@@ -70,23 +68,18 @@ def part(gradients, places):
 
 def norms(loss, variables):
     """For each of the variables what the Euclidean norm of its gradient cannot exceed; inf or nan: anything."""
+    functions, nodes = {}, [loss.node]
+    while nodes:
+        function = nodes.pop().creator_node
+        if function is not None and id(function) not in functions:
+            functions[id(function)] = function
+            nodes.extend(function.inputs)
     found = {id(loss.node): 1.}
-    ranks, order, seen = [], itertools.count(), set()
-
-    def go_on(node):
-        function = node.creator_node
-        if function is not None and id(function) not in seen:
-            seen.add(id(function))
-            heapq.heappush(ranks, (-function.rank, next(order), function))
-
-    go_on(loss.node)
-    while ranks:
-        function = heapq.heappop(ranks)[2]
+    for function in sorted(functions.values(), key=lambda function: -function.rank):
         g = sum(found.get(id(output()), 0.) for output in function.outputs)
         for node, factor in zip(function.inputs, _factors(function)):
             if node.requires_grad:
                 found[id(node)] = found.get(id(node), 0.) + factor * g
-                go_on(node)
     return [found.get(id(variable.node), 0.) for variable in variables]
 
 
@@ -96,12 +89,15 @@ def _factors(function):
     if type(function) in (Convolution, Linear, PooledConvolution):  # not what is derived from them
         x, *weights = (node.data for node in inputs)
         root = math.sqrt(math.prod(weights[0].shape[-3:-1])) if x.ndim == 4 else 1  # of the number of taps
-        return [root * sum(map(norm, weights))] + [root * norm(x)] * len(weights)
-    if isinstance(function, F.math.basic_math.Mul):
+        # An example meets one group's weight; often all groups' are the same, without a copy.
+        largest = [norm(weight[0] if weight.ndim > x.ndim and weight.strides[0] == 0 else weight) for weight in weights]
+        return [root * sum(largest)] + [root * norm(x)] * len(weights)
+    if isinstance(function, F.math.basic_math.Mul) and inputs[0].shape == inputs[1].shape:
         return [float(abs(other.data).max()) for other in reversed(inputs)]
     if isinstance(function, F.math.sum.Sum):
         return math.sqrt(math.prod(inputs[0].shape)),
-    if isinstance(function, F.loss.softmax_cross_entropy.SoftmaxCrossEntropy) and function.class_weight is None:
+    if (isinstance(function, F.loss.softmax_cross_entropy.SoftmaxCrossEntropy) and function.reduce == 'no'
+            and function.class_weight is None and not function.soft_target):
         return math.sqrt(2), 0
     if isinstance(function, (F.activation.relu.ReLU, F.array.reshape.Reshape)):
         return 1,
@@ -109,6 +105,6 @@ def _factors(function):
 
 
 def norm(array):
-    """The Euclidean norm of an array, of whatever shape; of one that repeats itself along the first axis, once."""
-    flat = (array[0] if array.strides[0] == 0 else array).ravel()
+    """The Euclidean norm of an array of any shape."""
+    flat = array.ravel('K')
     return math.sqrt(flat.dot(flat))

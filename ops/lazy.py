@@ -4,6 +4,8 @@ Fast weights that are all negative yield no positive product with inputs that ar
 through, and neither the loss nor any gradient depends on them. Where `bounds` proves that a layer's fast weights are
 all negative, `mlp` and `lstm` of `meta_learners` return them *deferred*: a promise to make them. `needed` decides, for
 a layer, whether the promise is called in. Until then the gradients that they are made of wait, too (`gradients`).
+
+Means of fast weights may wait, too: a fully connected layer has less to do if it mixes products (`Mixed`).
 """
 import functools
 import threading
@@ -30,13 +32,18 @@ class Mixed:
     Args:
         weights: variable (n, m), of n examples.
         values: variable (m, ...).
-        make: function without arguments that returns them, a variable (n, ...).
+        mix: function of the weights and a list of values that returns a list of their means, variables (n, ...).
     """
 
-    def __init__(self, weights, values, make):
+    def __init__(self, weights, values, mix):
         self.weights = weights
         self.values = values
-        self.make = make
+        self.mix = mix
+
+    @functools.cached_property
+    def mean(self):
+        mean, = self.mix(self.weights, [self.values])
+        return mean
 
 
 def defer(make, count):
@@ -52,8 +59,10 @@ def defer(make, count):
 
 
 def made(weights):
-    """Fast weights as a variable, deferred, to be mixed, or made already."""
-    return weights.make() if isinstance(weights, (Deferred, Mixed)) else weights
+    """Fast weights as a variable: made now if they are `Deferred` or `Mixed`."""
+    if isinstance(weights, Mixed):
+        return weights.mean
+    return weights.make() if isinstance(weights, Deferred) else weights
 
 
 def rectified(y):

@@ -74,11 +74,10 @@ def mixture(weights, values):
 
 
 def late_mixture(weights, values):
-    """`mixture`, but for the values of fully connected layers, (m, o, c): these are `Mixed`, to be mixed late."""
+    """`mixture`, but that means of matrices, as of fully connected layers, are `Mixed`: for `mixed_product`."""
     late = [not isinstance(value, Deferred) and value.ndim == 3 for value in values]
     others = iter(mixture(weights, [value for value, is_late in zip(values, late) if not is_late]))
-    return [Mixed(weights, value, lambda value=value: mixture(weights, [value])[0]) if is_late else next(others)
-            for value, is_late in zip(values, late)]
+    return [Mixed(weights, value, mixture) if is_late else next(others) for value, is_late in zip(values, late)]
 
 
 class _MixedProduct(chainer.FunctionNode):

@@ -340,7 +340,7 @@ def _is_negative(follow, gradients, parameters):
     in_time = follow is bounds.lstm
     if isinstance(gradients, Gradients):
         steps = gradients.shapes[0][0] if in_time else 1
-        if bounds.is_known_negative(follow, steps, gradients.limit(), *parameters):
+        if bounds.is_known_negative(follow, steps, gradients.limit, *parameters):
             return True
     return bounds.is_negative(follow, gradients if in_time else [g[None] for g in gradients], *parameters)
 

@@ -1,14 +1,13 @@
 """m as what it is: a function of one number that is linear, piece by piece.
 
 The meta learner's example-level network gets two channels, but both come from one gradient, so that they lie on a curve
-of three straight lines (`bounds` has its positions). Along it every unit is linear until a ReLU opens or closes. So is
-the output, and within a piece it is one product with each channel. Backwards, the sums of a piece's output gradients,
-alone and times each channel, are all that the gradients of the parameters need.
+of three straight lines (`bounds` has its positions, and what an epsilon does to them). Along it every unit is linear
+until a ReLU opens or closes. So is the output, and within a piece it is one product with each channel. Backwards, the
+sums of a piece's output gradients, alone and times each channel, are all that the gradients of the parameters need.
 """
 import numpy
 
-# Cells that positions are dealt out to, from the first edge to the last of those that aren't too far: of gradients of
-# 1e12 and more.
+# Equal cells, from the first edge to the last, but not beyond gradients of 1e12 of either sign.
 CELLS = 2048
 FAR = 6.
 

@@ -140,8 +140,8 @@ class Tiles:
             its = numpy.zeros((len(blocks), 2, 4, len(kernels[0, 0]))) if sums else None
             if compiled:
                 compiled.forward(maps, kernels, self.shape, _edges(blocks), relu, _flat(second, 3, bool),
-                              _flat(kept, 4, x.dtype), numpy.zeros((0, 2, 4, 0)) if its is None else its,
-                              _flat(pooled, 1)[0])
+                                 _flat(kept, 4, x.dtype), numpy.zeros((0, 2, 4, 0)) if its is None else its,
+                                 _flat(pooled, 1)[0])
                 return its
             for i, (start, stop) in enumerate(blocks):
                 matrices = self.matrices(maps[start:stop])
@@ -192,9 +192,9 @@ class Tiles:
                 none = functools.partial(numpy.empty, dtype=x.dtype)
                 kept, slope, offset = share or (None, none(0), none(0))
                 compiled.backward(maps, kernels, self.shape, _edges(blocks), _flat(g, 1)[0], _flat(y, 1, x.dtype)[0],
-                               _flat(second, 3), _flat(kept, 4, x.dtype), slope, offset, self.group,
-                               none((0, 0, 0)) if total is None else total, gradient if grouped else none((0,) * 5),
-                               none((0,) * 4) if gx is None else gx)
+                                  _flat(second, 3), _flat(kept, 4, x.dtype), slope, offset, self.group,
+                                  none((0, 0, 0)) if total is None else total, gradient if grouped else none((0,) * 5),
+                                  none((0,) * 4) if gx is None else gx)
                 return total
             for start, stop in blocks:
                 its = g[start:stop] if y is None else g[start:stop] * (y[start:stop] > 0)

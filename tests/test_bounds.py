@@ -147,11 +147,12 @@ def test_without_gradients_a_limit_tells_of_parameters_asked_about_before(name, 
     params[-1] -= 100
 
     def known(limit, steps=steps):
-        return bounds.is_known_negative(getattr(bounds, name), steps, limit, *map(chainer.Variable, params))
+        return bounds.is_known_negative(getattr(bounds, name), steps, lambda: limit,
+                                        *map(chainer.Variable, params))
 
     assert not known(1.)
     assert is_negative(name, [gradients(steps)], params)
-    assert known(1.) and known(1e12) and not known(np.inf)
+    assert known(1.) and known(1e12) and not known(np.inf) and not known(1e39) and not known(np.nan)
     n_asked = len(asked)
     assert known(.9) and known(1e12) and len(asked) == n_asked
     if name == 'lstm':
@@ -160,6 +161,18 @@ def test_without_gradients_a_limit_tells_of_parameters_asked_about_before(name, 
     assert not known(1.)
     assert not is_negative(name, [gradients(steps)], params)
     assert not known(1.)
+
+
+def test_a_limit_settles_nothing_that_smaller_gradients_leave_open(monkeypatch):
+    """Else a test would depend on what was tested before."""
+    params = parameters('mlp', 0, .1)
+    monkeypatch.setattr(bounds, '_kept', [])
+    monkeypatch.setattr(bounds, '_is_negative_up_to', lambda ends, *others: ends[0] != 2)
+    assert is_negative('mlp', [np.array([[1e-6]], np.float32)], params)
+    assert not is_negative('mlp', [np.array([[1e-1]], np.float32)], params)
+    for limit, answer in (1e-6, True), (1e-1, False), (1e9, False):
+        assert bounds.is_known_negative(bounds.mlp, 1, lambda limit=limit: limit,
+                                        *map(chainer.Variable, params)) == answer
 
 
 def test_channels_are_bound_together():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_models import episode, small_model
 
-from metanet import CNN, MLP, MetaNet, augmented
+from metanet import CNN, MLP, FastLinear, MetaNet, augmented
 from ops import bounds, gradients, tiled
 from ops.compat import F, chainer
 from ops.gradients import Gradients, part
@@ -64,10 +64,28 @@ def test_of_one_linear_layer_the_limit_is_close():
     assert 1 <= limit / np.linalg.norm(gradient.array) < 3
 
 
-@pytest.mark.parametrize('function', [F.tanh, lambda x: x / 2, lambda x: x + x])
+CLASSES = np.array([0, 2, 1], np.int32)
+
+
+@pytest.mark.parametrize('function', [
+    F.tanh, lambda x: x / 2, lambda x: x + x, lambda x: x * draw(1, 4), lambda x: x * draw(2, 1, 1),
+    lambda x: F.softmax_cross_entropy(x, draw(3, 4), reduce='no'), lambda x: F.softmax_cross_entropy(x, CLASSES),
+    lambda x: F.softmax_cross_entropy(x, CLASSES, reduce='no', class_weight=draw(4))])
 def test_nothing_is_known_of_functions_of_ones_own(function):
     x = chainer.Variable(draw(3, 4))
     assert Gradients(F.sum(function(x)), [x]).limit() == math.inf
+
+
+def test_equal_examples_count_one_by_one():
+    """Unlike equal weights of groups, of which an example meets one."""
+    layer = FastLinear(4, 4, activation=None)
+    x = chainer.Variable(np.broadcast_to(draw(1, 4), (25, 4)))
+    copies = [chainer.Variable(draw(1, 4, 4))]
+    with augmented([layer], copies=copies, group=25):
+        loss = F.sum(layer(x))
+    limit, at_x = gradients.norms(loss, [*copies, x])
+    gradient, g_x = chainer.grad([loss], [*copies, x])
+    assert np.linalg.norm(gradient.array) <= 1.001 * limit and np.linalg.norm(g_x.array) <= 1.001 * at_x
 
 
 def test_nothing_is_known_where_numbers_overflow():

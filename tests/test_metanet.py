@@ -7,7 +7,7 @@ from small_models import episode, fast_weights, small_model
 
 import data
 from beyond import Health
-from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network
+from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network, augmented
 from ops import bounds, lazy, tiled
 from ops.compat import F, chainer
 from ops.lazy import made
@@ -65,6 +65,24 @@ def test_memory_reads_by_cosine():
     np.testing.assert_allclose(memory.attention(chainer.Variable(queries)).array[0], weights, rtol=1e-5)
     read = made(*memory.read(chainer.Variable(queries)))
     np.testing.assert_allclose(read.array[0], np.tensordot(weights, values, 1), rtol=1e-5)
+
+
+class OwnLayer(FastLinear):
+    def augment(self, x, weights):
+        return sum(F.sum(F.absolute(weight)) for weight in weights)
+
+
+@pytest.mark.parametrize('layer, group', [(OwnLayer(3, 2), 1), (FastLinear(3, 2), 2)])
+def test_means_are_made_for_layers_that_do_not_mix_products(layer, group):
+    random = np.random.RandomState(0)
+    memory = Memory(chainer.Variable(random.rand(2, 3).astype(np.float32)),
+                    [chainer.Variable(random.rand(2, 2, 3).astype(np.float32))])
+    read = memory.read(chainer.Variable(random.rand(2, 3).astype(np.float32)))
+    x = random.rand(2 * group, 3).astype(np.float32)
+    with augmented([layer], read, group=group):
+        late = layer(x).array
+    with augmented([layer], [made(*read)], group=group):
+        np.testing.assert_array_equal(layer(x).array, late)
 
 
 def test_layer_augmentation():

@@ -108,22 +108,23 @@ def multiply_adds(args, model, unmade):
     """Of the products in each part's forward pass; `unmade` tells which of 'd' and 'm' leave out convolutions."""
     support, queries = args.way * args.shot, args.way * args.query
     steps = -(-support // max(1, support // model.n_steps))
-    lstm, mlp = steps * 4 * 20 * (2 + 20) + 20, 2 * 20 + 20 * 20 + 20
+    lstm = steps * 4 * 20 * (2 + 20) + 20
     parts, backward = {}, 0
     for part, network, learner, examples in (('embed', model.embed, 'd', support + queries),
                                              ('base', model.base, 'm', queries)):
         products, weights = per_example(network, MODELS[args.model]['size'])
         made = (lambda counts: counts['fc']) if learner in unmade else lambda counts: counts['conv'] + counts['fc']
         parts[part + ' gradients'] = support * sum(products.values())
-        learning = made(weights) * (lstm if learner == 'd' else support * mlp)
-        # It asks for the gradients: with respect to inputs and to weights.
+        # m is looked up on a CPU, d is not. Both ask for gradients: with respect to inputs and to weights.
+        learning = made(weights) * lstm if learner == 'd' else 0
         parts[learner] = learning + support * 2 * made(products)
         parts[part] = examples * (sum(products.values()) + made(products))
-        reading = 0
-        if part == 'base':
-            reading = parts['reading'] = queries * support * made(weights)
+        if part == 'base':  # means of convolutions' weights, and of fully connected layers' products
+            parts['reading'] = queries * support * (made(weights) - weights['fc'])
+            parts['base'] += queries * (support - 1) * products['fc']
+            backward += 2 * parts['reading']
         # Two more products of the same size for each, one with respect to the inputs, one to the weights.
-        backward += 2 * (learning + parts[part] + reading)
+        backward += 2 * (learning + parts[part])
     return dict(parts, backward=backward)
 
 
