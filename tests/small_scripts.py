@@ -22,6 +22,13 @@ def save_strokes(folder):
         data.save_classes(os.path.join(str(folder), f'{part}.npz'), dict(classes))
 
 
+def save_parts(folder, names=('train', 'dev', 'test')):
+    """Seven classes in each of the three files."""
+    os.makedirs(folder)
+    for i, part in enumerate(names):
+        data.save_classes(os.path.join(folder, part + '.npz'), dict(TEXTURES[7 * i:7 * i + 7]))
+
+
 def call(script, *words):
     """Runs `script.main` on the words."""
     importlib.import_module(script).main(words)

@@ -3,16 +3,9 @@ import json
 import os
 
 import pytest
-from small_scripts import SMALL, TEXTURES, call, refusal, train
+from small_scripts import SMALL, TEXTURES, call, refusal, save_parts, train
 
 import data
-
-
-def save_parts(folder, names=('train', 'dev', 'test')):
-    """Seven classes in each of the three files."""
-    os.makedirs(folder)
-    for i, part in enumerate(names):
-        data.save_classes(os.path.join(folder, part + '.npz'), dict(TEXTURES[7 * i:7 * i + 7]))
 
 
 @pytest.fixture

@@ -1,0 +1,98 @@
+"""Compares a trained model with the nearest neighbour among its own keys: what do its fast weights add?
+
+    python tools/nearest_key.py assets/omniglot_20way_centred.npz --n_outputs_test 5,20
+    python tools/nearest_key.py assets/mini_imagenet_u.npz --classes train
+
+A query gets the class of the support example whose key is most like its own, by the memory's measure, the cosine: once
+with keys as the model makes them, and once with those of the embedding's slow weights alone. All see the same episodes.
+"""
+import argparse
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np  # noqa: E402
+
+import classify  # noqa: E402
+import data  # noqa: E402
+import train_mini_imagenet  # noqa: E402
+import train_omniglot  # noqa: E402
+from experiment.checkpoints import settings_in  # noqa: E402
+from experiment.console import keep_memory, plain_errors, say  # noqa: E402
+from experiment.evaluation import interval  # noqa: E402
+from experiment.settings import as_tuple, check, refuse_images  # noqa: E402
+from ops.blocks import one_blas_thread  # noqa: E402
+from ops.compat import chainer  # noqa: E402
+
+
+def accuracies(model, episode):
+    """Accuracy (0 to 1) of the model, of its nearest keys, and of the nearest keys on slow weights."""
+    memory, seen = model.memory, []
+
+    class Watched(memory):
+        def attention(self, queries):
+            weights = super().attention(queries)
+            seen.append(weights.array)
+            return weights
+
+    support_x, support_y, query_x, query_y = episode
+    with one_blas_thread(), chainer.no_backprop_mode(), chainer.using_config('train', False):
+        model.memory = Watched
+        try:
+            scores = model(support_x, support_y, query_x).array
+        finally:
+            model.memory = memory
+        seen.append(memory(model.embed(support_x), []).attention(model.embed(query_x)).array)
+    return [np.mean(predicted == query_y) for predicted in (
+        scores.argmax(axis=1), *(support_y[weights.argmax(axis=1)] for weights in seen))]
+
+
+def compare(path, ways, n_queries, n_episodes, classes, input_path):
+    """Prints a line for each way.
+
+    Raises:
+        ValueError: the model, the data or the classes are not what they should be.
+        OSError: something cannot be read.
+    """
+    for_photos = classify.is_for_photos(settings_in(path))
+    script = train_mini_imagenet if for_photos else train_omniglot
+    model, settings = script.load(path, ways, inserted_scale=0)
+    input_path = input_path or script.input_path
+    *parts, source = data.mini_imagenet(input_path) if for_photos else data.omniglot(input_path, settings['split'])
+    names = ('train', 'dev', 'test') if for_photos else ('train', 'test')
+    if classes not in names:
+        raise ValueError(f'classes = {classes!r}: those of {source} are {" and ".join(names)}')
+    chosen = dict(zip(names, parts))[classes]
+    refuse_images(settings, data.image_shape(chosen), input_path)
+    for way in ways:
+        sampler = data.EpisodeSampler(chosen, way, 1, n_queries or script.n_queries_test, seed=(0, 3, way))
+        results = 100 * np.array([accuracies(model, sampler.sample()) for _ in range(n_episodes)])
+        words = ['model {:.2f} +- {:.2f} %'.format(*interval(results[:, 0]))]
+        for name, values in ('nearest key', results[:, 1]), ('nearest key on slow weights', results[:, 2]):
+            difference = '{:+.2f} +- {:.2f}'.format(*interval(values - results[:, 0]))
+            words.append(f'{name} {values.mean():.2f} %, {difference}')
+        say(f'{way}-way 1-shot, {n_episodes} episodes of {source}, {classes} classes: {"; ".join(words)}')
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('path', help='npz of a trained model; of several weights, the average')
+    parser.add_argument('--n_outputs_test', type=train_omniglot.CHECKS['n_outputs_test'].read, default=5,
+                        metavar='WAYS', help='way, or several: 5,20 (default: 5)')
+    parser.add_argument('--n_queries_test', type=int, help="query images a class (default: the script's)")
+    parser.add_argument('--n_episodes', type=int, default=500, help='of each way (default: 500)')
+    parser.add_argument('--classes', choices=('train', 'dev', 'test'), default='test', help='(default: test)')
+    parser.add_argument('--input_path', help="folder of the data (default: the script's)")
+    args = parser.parse_args(words)
+    if args.n_episodes < 2:
+        parser.error('--n_episodes: two or more make an interval')
+    keep_memory()
+    with plain_errors():
+        check({'n_outputs_test': args.n_outputs_test}, train_omniglot.CHECKS)
+        compare(args.path, as_tuple(args.n_outputs_test), args.n_queries_test, args.n_episodes, args.classes,
+                args.input_path)
+
+
+if __name__ == '__main__':
+    main()
