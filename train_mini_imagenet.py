@@ -19,7 +19,7 @@ import numpy as np
 
 import data
 from beyond import Average, CentredMetaNet, Health
-from experiment.checkpoints import WEIGHTS, check_folder, claim, class_names, load_model, save_models
+from experiment.checkpoints import WEIGHTS, check_folder, claim, class_names, load_model, save_models, take_weights
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
 from experiment.log import record
@@ -35,6 +35,7 @@ input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz fr
 out = 'result/mini_imagenet'  # folder for log, learning curve, snapshots and the trained models
 evaluate = ''  # npz of a trained model, best.npz or model.npz: tests it; trains nothing, saves no results
 evaluate_on = 'test'  # classes that it is tested on: 'test', 'dev', or 'train', to see what is lost on new ones
+start_from = ''  # extension: npz of a trained model whose weights a new run starts from; '': weights of its own
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -82,8 +83,8 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 3, 'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0,
-           'n_queries_test': lambda settings: settings.get('n_queries')}
+EARLIER = {'channels': 3, 'start_from': '', 'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together',
+           'average_decay': 0, 'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_test_episodes', 'inserted_scale')
@@ -126,6 +127,9 @@ def train_model(settings):
         if initialisation == 'uniform':
             metanet.initialize_uniform(seed, way=n_outputs_train)
         metanet.initialize_inserted(n_outputs_train, seed, inserted_scale)
+        if start_from:
+            ways = n_outputs_train, n_outputs_test
+            take_weights(out, start_from, lambda path: load(path, ways, inserted_scale), metanet)
         metanet.to_device(device)
         settings.update(class_names(metanet, usual_classes(settings)))
         optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(metanet)

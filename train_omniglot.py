@@ -18,7 +18,7 @@ import numpy as np
 
 import data
 from beyond import Average, CentredMetaNet, Health
-from experiment.checkpoints import check_folder, claim, class_names, load_model, save_models
+from experiment.checkpoints import check_folder, claim, class_names, load_model, save_models, take_weights
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
 from experiment.log import record
@@ -36,6 +36,7 @@ split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964,
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
 evaluate = ''  # npz of a trained model: tests it on the test classes of its own split; trains nothing, saves no results
 evaluate_on = 'test'  # 'train': tests it on the classes it was trained on instead, to see what is lost on new ones
+start_from = ''  # extension: npz of a trained model whose weights a new run starts from; '': weights of its own
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
 seed = 0  # of initial weights and episodes
@@ -84,8 +85,8 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 1, 'image_size': 28, 'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together',
-           'average_decay': 0}
+EARLIER = {'channels': 1, 'image_size': 28, 'start_from': '', 'inverse_decay': 0, 'amsgrad': False,
+           'clipping': 'together', 'average_decay': 0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_final_episodes', 'inserted_scale')
@@ -148,6 +149,8 @@ def train_model(settings):
         if initialisation == 'uniform':
             model.initialize_uniform(seed, way=n_outputs_train)
         model.initialize_inserted(n_outputs_train, seed, inserted_scale)
+        if start_from:
+            take_weights(out, start_from, lambda path: load(path, (n_outputs_train, *ways), inserted_scale), model)
         model.to_device(device)
         settings.update(class_names(model, usual_classes(settings)))
         optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(model)

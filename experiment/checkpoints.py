@@ -392,6 +392,34 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
     return model, settings
 
 
+def take_weights(out, path, load, model):
+    """Gives the model of a new run the weights of a trained one, whatever softmax layers either has.
+
+    Args:
+        out: the run's folder; if there are snapshots, nothing is done, for they have the weights.
+        path: npz of the trained model.
+        load: function of the path that returns it, with the softmax layers of `model`, and its settings.
+        model: on the CPU.
+
+    Raises:
+        ValueError: the file is no model, or of other networks.
+        OSError: it cannot be read.
+    """
+    if snapshots(out):
+        return
+    serializer = chainer.serializers.DictionarySerializer()
+    serializer.save(load(path)[0])
+    reader = _Reader(serializer.target)
+    try:
+        reader.load(model)
+        lost = sorted(name for name in serializer.target if name not in reader.used and '/softmax' not in name)
+        if lost:
+            raise ValueError(f'it has {", ".join(lost)}, too')
+    except ValueError as error:
+        raise ValueError(f'start_from = {path!r} is not of the model that these settings make ({error}): give one that '
+                         'is, or its own settings') from error
+
+
 def _trained_settings(arrays, checks, earlier):
     """The settings in a model's npz, a dict."""
     if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':

@@ -36,6 +36,7 @@ def model_name(variant, settings, usual, sizes, *remarks):
     if settings.get('average_decay'):
         remarks += WEIGHTS[settings['weights']],
     departures = {
+        'start_from': ('', 'started from {}'),
         'centred': ('', 'centred: {}'),
         'amsgrad': (False, 'AMSGrad'),
         'clipping': ('together', 'gradients clipped {}'),

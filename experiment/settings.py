@@ -106,6 +106,7 @@ COMMON = {
     'input_path': path_of('a folder'),
     'out': path_of('a folder'),
     'evaluate': path_of('the npz of a trained model', optional=True),
+    'start_from': path_of('the npz of a trained model', optional=True),
     'gpu': whole(-1, 1000),
     'seed': whole(0, 2 ** 32 - 1),  # what NumPy takes
     'n_outputs_train': whole(2, 10 ** 5),

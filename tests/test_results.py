@@ -95,7 +95,7 @@ def test_an_unfinished_run_can_go_on_with_its_own_options(name):
     folder, run = os.path.join(ROOT, 'assets', 'unfinished', name), TRAINED[name]
     settings = json.loads(text('assets', 'unfinished', name, 'settings.json'))
     given = {option: value for option, value in options_of(run.options).items() if option in settings}
-    assert {'n_outputs_train', 'n_episodes', 'centred'} <= set(given)
+    assert {'n_episodes', 'average_decay'} <= set(given)
     for option, value in given.items():
         kept = settings[option]
         assert value == (','.join(map(str, kept)) if isinstance(kept, list) else str(kept)) or float(value) == kept

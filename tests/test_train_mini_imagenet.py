@@ -6,6 +6,7 @@ import pytest
 from small_scripts import SMALL, TEXTURES, call, refusal, save_parts, train
 
 import data
+import train_mini_imagenet
 
 
 @pytest.fixture
@@ -71,3 +72,14 @@ def test_a_run_of_an_earlier_version_had_as_many_queries_in_tests_as_in_training
     assert 'n_queries_test (3 there, 2 now)' in refusal(script, *SMALL[script], '--input_path=images', '--n_epoch=2')
     train(script, '--input_path=images', '--n_queries_test=3', '--n_epoch=2')
     assert 'going on after 1 episodes' in capsys.readouterr().out
+
+
+def test_a_run_starts_from_the_best_of_another(script, capsys):
+    train(script, '--input_path=images')
+    train(script, '--input_path=images', '--start_from=here/best.npz', '--n_outputs_train=6', '--alpha=1e-30',
+          '--out=there')
+    assert 'started from here/best.npz' in capsys.readouterr().out
+    before, after = (dict(train_mini_imagenet.load(path, [5])[0].namedparams())
+                     for path in ('here/best.npz', 'there/best.npz'))
+    assert before['/embed/conv5/W'].array.any()
+    assert all((param.array == after[name].array).all() for name, param in before.items() if 'softmax' not in name)

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -300,3 +301,31 @@ def test_models_of_earlier_versions_load():
     assert settings['class_of_base'] == 'metanet.CNN' and settings['average_decay'] == 0
     assert train_omniglot.label(settings, 'Omniglot') == (
         'MetaNet (learning rate falling over 86 epochs) trained 5-way, on Omniglot, previous split')
+
+
+def test_a_run_starts_from_a_trained_model(script, trained, capsys):
+    """From its average, here with a learning rate that changes nothing; and what another model has is refused."""
+    start = str(trained / 'here/model.npz')
+    words = '--start_from', start, '--n_outputs_train=4', '--n_outputs_test=5', '--alpha=1e-30', '--out=there'
+    train(script, *words)
+    assert f'(4 filters, last iterate, started from {start}) trained 4-way' in capsys.readouterr().out
+    before, after = (dict(train_omniglot.load(path, [5], weights=weights)[0].namedparams()) for path, weights in (
+        (start, 'average'), ('there/model.npz', 'last')))
+    assert after['/base/softmax4/W'].array.any()
+    for name, param in before.items():
+        if 'softmax' not in name:
+            np.testing.assert_array_equal(param.array, after[name].array)
+    for other, message in ('--n_filters=5', 'float32 (4'), ('--variant=MetaNet-', 'd_conv'), (
+            '--variant=MetaNet+', 'it lacks d_base_conv'):
+        end = refusal(script, *SMALL[script], '--start_from', start, '--out=other', other)
+        assert 'is not of the model that these settings make' in end and message in end
+    assert not os.path.exists('other')
+
+
+def test_a_run_that_goes_on_does_not_need_what_it_started_from(script, trained, capsys):
+    shutil.copy(trained / 'here/model.npz', 'start.npz')
+    train(script, '--start_from=start.npz', '--out=there')
+    os.remove('start.npz')
+    train(script, '--start_from=start.npz', '--out=there', '--n_epoch=2')
+    assert 'going on after 1 episodes' in capsys.readouterr().out
+    assert 'start.npz does not exist' in refusal(script, *SMALL[script], '--start_from=start.npz', '--out=other')

@@ -19,10 +19,10 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: E402
 from tools.runs import ROOT, read_paper, read_runs  # noqa: E402
 
 PANELS = {  # way: the runs to draw
-    5: ('5A', '5B', '5F', '5H', '5I'),
+    5: ('5A', '5F', '5H', '5I', '5M'),
     10: ('10B', '10C', '10E'),
     15: ('15E', '15B', '15C', '15D'),
-    20: ('20A', '20G', '20C', '20E', '20F', '20H'),
+    20: ('20A', '20G', '20C', '20E', '20F', '20I'),
 }
 COLOURS = {'MetaNet': '#1f6fb4', 'MetaNet-': '#3a923a', 'MetaNet, centred': '#d1600d'}
 DASHES = '-', (0, (4, 1.8)), (0, (1, 1.2))  # by seed
