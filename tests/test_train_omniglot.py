@@ -316,7 +316,7 @@ def test_a_run_starts_from_a_trained_model(script, trained, capsys):
         if 'softmax' not in name:
             np.testing.assert_array_equal(param.array, after[name].array)
     for other, message in ('--n_filters=5', 'float32 (4'), ('--variant=MetaNet-', 'd_conv'), (
-            '--variant=MetaNet+', 'it lacks d_base_conv'):
+            '--variant=MetaNet+', 'it lacks d_base_'):
         end = refusal(script, *SMALL[script], '--start_from', start, '--out=other', other)
         assert 'is not of the model that these settings make' in end and message in end
     assert not os.path.exists('other')
