@@ -58,6 +58,17 @@ def _centred(weights, n_axes):
     return weights - F.broadcast_to(F.mean(weights, axis=tuple(range(-n_axes, 0)), keepdims=True), weights.shape)
 
 
+def watched(memory, see):
+    """A class of memories like `memory` that hands each attention, an array (n, n_support), to the function `see`."""
+    class Watched(memory):
+        def attention(self, queries):
+            weights = super().attention(queries)
+            see(weights.array)
+            return weights
+
+    return Watched
+
+
 class Health(chainer.LinkHook):
     """Tells, within a `with`, whether a model is well: which layers adapt at all, and whether the memory tells apart.
 
@@ -84,14 +95,8 @@ class Health(chainer.LinkHook):
     def __enter__(self):
         super().__enter__()
         self.memory, peaks = self.model.memory, self.found['attention/peak']
-
-        class Watched(self.memory):
-            def attention(self, queries):
-                weights = super().attention(queries)
-                peaks.append(float(weights.array.max(axis=1).mean()) * weights.shape[1])
-                return weights
-
-        self.model.memory = Watched
+        self.model.memory = watched(
+            self.memory, lambda weights: peaks.append(float(weights.max(axis=1).mean()) * weights.shape[1]))
         return self.found
 
     def __exit__(self, *error):

@@ -18,6 +18,7 @@ import classify  # noqa: E402
 import data  # noqa: E402
 import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
+from beyond import watched  # noqa: E402
 from experiment.checkpoints import settings_in  # noqa: E402
 from experiment.console import keep_memory, plain_errors, say  # noqa: E402
 from experiment.evaluation import interval  # noqa: E402
@@ -29,16 +30,9 @@ from ops.compat import chainer  # noqa: E402
 def accuracies(model, episode):
     """Accuracy (0 to 1) of the model, of its nearest keys, and of the nearest keys on slow weights."""
     memory, seen = model.memory, []
-
-    class Watched(memory):
-        def attention(self, queries):
-            weights = super().attention(queries)
-            seen.append(weights.array)
-            return weights
-
     support_x, support_y, query_x, query_y = episode
     with one_blas_thread(), chainer.no_backprop_mode(), chainer.using_config('train', False):
-        model.memory = Watched
+        model.memory = watched(memory, seen.append)
         try:
             scores = model(support_x, support_y, query_x).array
         finally:
