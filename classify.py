@@ -77,13 +77,17 @@ def load(path, way):
         ValueError: the file is not such a model.
         OSError: it cannot be read.
     """
-    script = train_mini_imagenet if is_for_photos(settings_in(path)) else train_omniglot
-    return script.load(path, [way], inserted_scale=0)  # 0 is more accurate, see docs/results.md
+    return script_of(settings_in(path)).load(path, [way], inserted_scale=0)  # 0 is best, see docs/results.md
+
+
+def script_of(settings):
+    """The script, a module, that settings are of."""
+    return train_mini_imagenet if 'model' in settings else train_omniglot
 
 
 def is_for_photos(settings):
     """Whether settings are those of train_mini_imagenet.py."""
-    return 'model' in settings
+    return script_of(settings) is train_mini_imagenet
 
 
 def describe(path, settings):

@@ -69,10 +69,12 @@ clip = 10.0  # bound of the gradient's norm
 clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
 average_decay = 0.999  # extension: the averaged weights, kept beside the trained ones, remember 1 / (1 - this); 0: none
 
+# The parts of a data set that a trained model can be tested on.
+PARTS = 'train', 'dev', 'test'
 # What each setting may be, and the kind of images that is kept with them; those in COMMON both scripts have.
 CHECKS = {
     **COMMON,
-    'evaluate_on': one_of('test', 'dev', 'train'),
+    'evaluate_on': one_of(*PARTS),
     'n_outputs_test': whole(2, 10 ** 5),
     'n_queries_test': whole(1),
     'n_dev_episodes': whole(1),
@@ -176,7 +178,7 @@ def evaluate_model(settings, given):
         refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
         device = use_device(gpu)
         *parts, source = data.mini_imagenet(input_path)
-        classes = dict(zip(('train', 'dev', 'test'), parts))[evaluate_on]
+        classes = dict(zip(PARTS, parts))[evaluate_on]
         refuse_images(trained, data.image_shape(classes), input_path)
         sampler = task_sampler(classes, 2, n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp)
     start = sampler.get_state()

@@ -70,10 +70,12 @@ clip = 10.0  # bound of the gradient's norm
 clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
 average_decay = 0.999  # extension: the averaged weights, kept beside the trained ones, remember 1 / (1 - this); 0: none
 
+# The parts of a data set that a trained model can be tested on.
+PARTS = 'train', 'test'
 # What each setting may be, and the kind of images that is kept with them; those in COMMON both scripts have.
 CHECKS = {
     **COMMON,
-    'evaluate_on': one_of('test', 'train'),
+    'evaluate_on': one_of(*PARTS),
     'split': one_of(*data.SPLITS),
     'n_outputs_test': wholes(2, 10 ** 5),
     'n_queries_test': whole(1),
@@ -185,7 +187,7 @@ def evaluate_model(settings, given):
         refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
         device = use_device(gpu)
         *parts, source = data.omniglot(input_path, trained['split'])
-        classes = dict(zip(('train', 'test'), parts))[evaluate_on]
+        classes = dict(zip(PARTS, parts))[evaluate_on]
         refuse_images(trained, data.image_shape(classes), input_path)
         samplers = test_samplers(classes, ways, 2, device.xp)
         models = {weights: load(evaluate, ways, inserted_scale, weights)[0] for weights in trained['all_weights']}

@@ -54,7 +54,7 @@ def test_a_line_for_each_way(capsys):
 
 @pytest.mark.usefixtures('folder')
 @pytest.mark.parametrize('words, message', [
-    (['--classes=dev'], "classes = 'dev': those of own data (characters) are train and test"),
+    (['--classes=dev'], "classes = 'dev': those of this model are train, test"),
     (['--n_outputs_test=1'], 'n_outputs_test = 1: must be'), (['--n_outputs_test=80'], '80-way episodes need')])
 def test_what_cannot_be_compared_is_refused(words, message):
     words = ['here/model.npz', '--input_path=characters', *words]

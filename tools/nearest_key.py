@@ -49,15 +49,14 @@ def compare(path, ways, n_queries, n_episodes, classes, input_path):
         ValueError: the model, the data or the classes are not what they should be.
         OSError: something cannot be read.
     """
-    for_photos = classify.is_for_photos(settings_in(path))
-    script = train_mini_imagenet if for_photos else train_omniglot
+    script = classify.script_of(settings_in(path))
     model, settings = script.load(path, ways, inserted_scale=0)
     input_path = input_path or script.input_path
-    *parts, source = data.mini_imagenet(input_path) if for_photos else data.omniglot(input_path, settings['split'])
-    names = ('train', 'dev', 'test') if for_photos else ('train', 'test')
-    if classes not in names:
-        raise ValueError(f'classes = {classes!r}: those of {source} are {" and ".join(names)}')
-    chosen = dict(zip(names, parts))[classes]
+    if classes not in script.PARTS:
+        raise ValueError(f'classes = {classes!r}: those of this model are {", ".join(script.PARTS)}')
+    *parts, source = (data.omniglot(input_path, settings['split']) if script is train_omniglot else
+                      data.mini_imagenet(input_path))
+    chosen = dict(zip(script.PARTS, parts))[classes]
     refuse_images(settings, data.image_shape(chosen), input_path)
     for way in ways:
         sampler = data.EpisodeSampler(chosen, way, 1, n_queries or script.n_queries_test, seed=(0, 3, way))
@@ -76,7 +75,7 @@ def main(words=None):
                         metavar='WAYS', help='way, or several: 5,20 (default: 5)')
     parser.add_argument('--n_queries_test', type=int, help="query images a class (default: the script's)")
     parser.add_argument('--n_episodes', type=int, default=500, help='of each way (default: 500)')
-    parser.add_argument('--classes', choices=('train', 'dev', 'test'), default='test', help='(default: test)')
+    parser.add_argument('--classes', choices=train_mini_imagenet.PARTS, default='test', help='(default: test)')
     parser.add_argument('--input_path', help="folder of the data (default: the script's)")
     args = parser.parse_args(words)
     if args.n_episodes < 2:
