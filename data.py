@@ -11,6 +11,7 @@ import numpy as np
 
 from sources.archives import load_classes, save_classes
 from sources.checks import image_shape
+from sources.distortion import N_DRAWS, distorted
 from sources.files import printable, replacing
 from sources.images import read_character
 from sources.mini_imagenet import mini_imagenet
@@ -63,14 +64,17 @@ class EpisodeSampler:
         rotate: turn each class by a random multiple of 90 degrees, support and query alike.
         seed: what `numpy.random.RandomState` takes.
         xp: the module of the arrays, numpy or cupy.
+        distortion: how far each image is turned, stretched and shifted besides, anew each time, 0 or more; at 1 by up
+            to 10 degrees, 10 % and a 14th of its sides. Not in the paper.
 
     Raises:
-        ValueError: way, shot or n_query is too small, there are too few classes or images for them, images are not
-            uint8, or images to rotate are not square.
+        ValueError: way, shot, n_query or distortion is too small, there are too few classes or images for them, images
+            are not uint8, or images to rotate are not square.
     """
 
-    def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np):
-        for setting, value, least in ('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1):
+    def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np, distortion=0):
+        for setting, value, least in (('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1),
+                                      ('distortion', distortion, 0)):
             if value < least:
                 raise ValueError(f'{setting} is {value}, but must be at least {least}')
         if not classes:
@@ -95,6 +99,7 @@ class EpisodeSampler:
         self.shot = shot
         self.n_query = n_query
         self.rotate = rotate
+        self.distortion = distortion
         self.xp = xp
         self._classes = list(classes.values())
         self._rng = np.random.RandomState(seed)
@@ -109,8 +114,10 @@ class EpisodeSampler:
         """Draw an Episode."""
         support, query = [], []
         picks, support_order, query_order = self._draw()
-        for i, chosen, turns in picks:
+        for i, chosen, turns, distortions in picks:
             images = np.rot90(self._classes[i][chosen], turns, axes=(1, 2))
+            if self.distortion:
+                images = np.stack([distorted(image, draws) for image, draws in zip(images, distortions)])
             support.append(images[:self.shot])
             query.append(images[self.shot:])
         return Episode(*self._shuffle(support, support_order), *self._shuffle(query, query_order))
@@ -121,11 +128,13 @@ class EpisodeSampler:
             self._draw()
 
     def _draw(self):
-        """All random numbers of an episode: (class, its images, quarter turns) of each label, and two orders."""
+        """All that is random in an episode: (class, images, quarter turns, distortions) by label, and two orders."""
         picks = []
         for i in self._rng.permutation(len(self._classes))[:self.way]:
             chosen = self._rng.permutation(len(self._classes[i]))[:self.shot + self.n_query]
-            picks.append((i, chosen, self._rng.randint(4) if self.rotate else 0))
+            turns = self._rng.randint(4) if self.rotate else 0
+            distortions = self.distortion and self._rng.uniform(-1, 1, (len(chosen), N_DRAWS)) * self.distortion
+            picks.append((i, chosen, turns, distortions))
         return picks, self._rng.permutation(self.way * self.shot), self._rng.permutation(self.way * self.n_query)
 
     def _shuffle(self, images, order):

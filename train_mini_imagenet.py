@@ -46,6 +46,7 @@ nb_samples_per_class = 1  # shot: support images a class, training
 nb_samples_per_class_test = 1  # shot: support images a class, dev and test
 n_queries = 15  # query images a class, training
 n_queries_test = 15  # query images a class, dev and test
+distortion = 0.0  # extension: how far training images are turned, stretched and shifted; 1: 10 degrees, 10 %, a 14th
 # training
 n_epoch = 20  # epochs to train
 n_episodes = 500  # training episodes of an epoch
@@ -85,8 +86,8 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 3, 'start_from': '', 'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together',
-           'average_decay': 0, 'n_queries_test': lambda settings: settings.get('n_queries')}
+EARLIER = {'channels': 3, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
+           'clipping': 'together', 'average_decay': 0, 'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_test_episodes', 'inserted_scale')
@@ -118,7 +119,8 @@ def train_model(settings):
         check_folder(out)
         device = use_device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
-        sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, n_queries, device.xp)
+        sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, n_queries, device.xp,
+                               distortion)
         tested = n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp
         dev_sampler, test_sampler = task_sampler(dev_classes, 1, *tested), task_sampler(test_classes, 2, *tested)
         channels, image_size = data.image_shape(train_classes)
@@ -191,9 +193,9 @@ def evaluate_model(settings, given):
         report(trained, source, sampler, result, classes=evaluate_on)
 
 
-def task_sampler(classes, kind, way, shot, n_query, xp):
+def task_sampler(classes, kind, way, shot, n_query, xp, distortion=0):
     """`data.EpisodeSampler`; another `kind`, other episodes."""
-    return data.EpisodeSampler(classes, way, shot, n_query, seed=(seed, kind), xp=xp)
+    return data.EpisodeSampler(classes, way, shot, n_query, seed=(seed, kind), xp=xp, distortion=distortion)
 
 
 def report(trained, source, sampler, result, keep=None, classes='test'):

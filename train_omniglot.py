@@ -48,6 +48,7 @@ nb_samples_per_class_test = 1  # shot: support images a class, test
 n_queries = 10  # query images a class, training
 n_queries_test = 10  # query images a class, test
 rotations = 'episode'  # of training: a class is turned anew in each; extension: 'classes': its 4 turns are 4 classes
+distortion = 0.0  # extension: how far training images are turned, stretched and shifted; 1: 10 degrees, 10 %, a 14th
 # training
 n_epoch = 100  # epochs to train; a finished run goes on when this is raised
 n_episodes = 100  # training episodes of an epoch
@@ -87,7 +88,7 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 1, 'image_size': 28, 'start_from': '', 'inverse_decay': 0, 'amsgrad': False,
+EARLIER = {'channels': 1, 'image_size': 28, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
            'clipping': 'together', 'average_decay': 0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
@@ -140,7 +141,8 @@ def train_model(settings):
         if rotations == 'classes':
             train_classes = data.turned(train_classes)
         sampler = data.EpisodeSampler(train_classes, n_outputs_train, nb_samples_per_class, n_queries,
-                                      rotate=rotations == 'episode', seed=(seed, 0), xp=device.xp)
+                                      rotate=rotations == 'episode', seed=(seed, 0), xp=device.xp,
+                                      distortion=distortion)
         epoch_samplers = test_samplers(test_classes, ways, 1, device.xp)
         final_samplers = test_samplers(test_classes, ways, 2, device.xp)
         channels, image_size = data.image_shape(train_classes)

@@ -113,6 +113,7 @@ COMMON = {
     'nb_samples_per_class': whole(1),
     'nb_samples_per_class_test': whole(1),
     'n_queries': whole(1),
+    'distortion': number('a number from 0 to 10', lambda value: 0 <= value <= 10),
     'n_epoch': whole(1),
     'n_episodes': whole(1),
     'n_episodes_per_update': whole(1),

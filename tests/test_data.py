@@ -4,9 +4,10 @@ import os
 
 import numpy as np
 import pytest
-from data_sets import marked_classes, same, same_classes
+from data_sets import drawings, marked_classes, same, same_classes
 
 import data
+from sources.distortion import distorted
 
 
 def origins(x):
@@ -97,6 +98,37 @@ def test_images_stay_upright_without_rotation():
     assert all((sampler.sample().query_x[:, 0, 0, 0] > 0).all() for _ in range(20))
 
 
+@pytest.mark.parametrize('shape', [(28, 28), (12, 20, 3)])
+def test_draws_of_zero_leave_an_image_as_it_is(shape):
+    image = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
+    assert np.array_equal(distorted(image, np.zeros(5)), image)
+
+
+@pytest.mark.parametrize('draw, row, column', [
+    ((9, 0, 0, 0, 0), 19, 11),  # turned by 90 degrees
+    ((0, 0, 0, 1, 0), 12, 8), ((0, 0, 0, 0, -1), 14, 10),  # shifted by a 14th of the sides
+    ((0, 10 * np.log(2), 0, 0, 0), 12, 12), ((0, 0, -10 * np.log(2), 0, 0), 9, 10)])  # half as wide, twice as high
+def test_where_a_dot_goes_when_an_image_is_distorted(draw, row, column):
+    """A dot two pixels wide about row 12, column 10 of an image whose middle is at 15 and 14."""
+    image = np.zeros((30, 28, 3), np.uint8)
+    image[11:13, 9:11] = 255
+    weights = distorted(image, np.array(draw)).astype(float)[..., 1]
+    rows, columns = np.mgrid[:30, :28] + .5
+    assert weights.sum() > 0
+    assert abs((weights * rows).sum() / weights.sum() - row) < 0.3
+    assert abs((weights * columns).sum() / weights.sum() - column) < 0.3
+
+
+def test_every_image_is_distorted_on_its_own_and_the_more_the_further():
+    classes = {name: np.repeat(images, 6, axis=0) for name, images in drawings('ab', n_images=1).items()}
+    far = []
+    for distortion in 0, 0.5, 2:
+        x = data.EpisodeSampler(classes, 2, 1, 5, distortion=distortion).sample().query_x
+        far.append(np.abs(x - data.EpisodeSampler(classes, 2, 1, 5).sample().query_x).mean())
+        assert len({image.tobytes() for image in x}) == (2 if distortion == 0 else 10)
+    assert 0 == far[0] < far[1] < far[2]
+
+
 def test_episodes_depend_on_the_seed_alone():
     def draw(seed):
         sampler = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=seed)
@@ -112,8 +144,9 @@ def test_episodes_depend_on_the_seed_alone():
     assert np.array_equal(before, np.random.get_state()[1])
 
 
-def test_a_sampler_goes_on_exactly_from_a_saved_state(tmp_path):
-    sampler = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=1)
+@pytest.mark.parametrize('distortion', [0, 1])
+def test_a_sampler_goes_on_exactly_from_a_saved_state(tmp_path, distortion):
+    sampler = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=1, distortion=distortion)
     for _ in range(9):
         sampler.sample()
     np.savez(tmp_path / 'state.npz', state=sampler.get_state())
@@ -121,7 +154,7 @@ def test_a_sampler_goes_on_exactly_from_a_saved_state(tmp_path):
     with np.load(tmp_path / 'state.npz') as archive:
         state = archive['state']
     assert state.dtype == np.uint32 and state.ndim == 1
-    other = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=2)
+    other = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=2, distortion=distortion)
     other.set_state(state)
     assert np.array_equal(other.get_state(), state)
     assert all(same(other.sample(), episode) for episode in expected)
@@ -155,6 +188,7 @@ def test_arrays_are_made_by_xp():
     (dict(way=1), 'way is 1'),
     (dict(shot=0), 'shot is 0'),
     (dict(n_query=0), 'n_query is 0'),
+    (dict(distortion=-1), 'distortion is -1'),
     (dict(way=9), '9 classes, but there are only 8'),
     (dict(classes={}), 'no classes'),
     (dict(classes={**marked_classes(), 'scaled': np.zeros((6, 4, 4), np.float32)}), "'scaled' are float32"),

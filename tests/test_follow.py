@@ -36,8 +36,9 @@ def started(**options):
 
 
 @pytest.mark.parametrize('words', [
-    [], ['--rotations=classes'], ['--alpha=0.01', '--clipping=apart', '--clip=0.1'], ['--n_episodes_per_update=2'],
-    ['--amsgrad=True', '--alpha=0.01'], ['--centred=fc, keys'], ['--variant=MetaNet+', '--nb_samples_per_class=2']])
+    [], ['--rotations=classes', '--distortion=1'], ['--alpha=0.01', '--clipping=apart', '--clip=0.1'],
+    ['--n_episodes_per_update=2'], ['--amsgrad=True', '--alpha=0.01'], ['--centred=fc, keys'],
+    ['--variant=MetaNet+', '--nb_samples_per_class=2']])
 def test_without_a_change_it_is_the_run_itself(folder, words):
     train('train_omniglot', *RUN, *words)
     before = {path.name: path.read_bytes() for path in (folder / 'run').iterdir()}

@@ -108,11 +108,11 @@ def test_results_name_what_was_trained_and_tested_on():
     settings = {'split': 'previous', 'variant': 'MetaNet-', 'n_outputs_train': 5, 'data': 'Omniglot', 'centred': 'fc'}
     assert train_omniglot.label(settings, 'Omniglot') == (
         'MetaNet- (centred: fc) trained 5-way, on Omniglot, previous split')
-    settings.update(nb_samples_per_class=3, rotations='classes', n_episodes_per_update=4)
+    settings.update(nb_samples_per_class=3, rotations='classes', n_episodes_per_update=4, distortion=0.5)
     assert train_omniglot.label(settings, 'Omniglot').startswith(
-        'MetaNet- (centred: fc, 3-shot, rotations: classes, 4 episodes an update) trained')
-    settings.update(centred='', nb_samples_per_class=1, rotations='episode', n_episodes_per_update=1, n_decay=30,
-                    inverse_decay=0)
+        'MetaNet- (centred: fc, 3-shot, rotations: classes, distortion 0.5, 4 episodes an update) trained')
+    settings.update(centred='', nb_samples_per_class=1, rotations='episode', n_episodes_per_update=1, distortion=0,
+                    n_decay=30, inverse_decay=0)
     assert train_omniglot.label(settings, 'Omniglot').startswith('MetaNet- (learning rate falling over 30 epochs) tr')
     settings.update(n_decay=0, inverse_decay=2000)
     assert train_omniglot.label(settings, 'Omniglot').startswith('MetaNet- (inverse_decay 2000) trained')

@@ -57,7 +57,8 @@ def started(folder, options):
     optimizer = chainer.optimizers.Adam(settings['alpha'], amsgrad=settings['amsgrad']).setup(model)
     optimizer.add_hook(Clipping(settings['clip'], settings['clipping'] == 'apart'))
     sampler = data.EpisodeSampler(classes, settings['n_outputs_train'], settings['nb_samples_per_class'],
-                                  settings['n_queries'], rotate=settings['rotations'] == 'episode')
+                                  settings['n_queries'], rotate=settings['rotations'] == 'episode',
+                                  distortion=settings['distortion'])
     updater = EpisodeUpdater(model, optimizer, sampler, STEP, settings['n_episodes_per_update'])
     snapshot = snapshots(folder)[0]
     try:
