@@ -16,7 +16,7 @@ stay empty. Columns:
     split           of Omniglot: previous, standard or dev
     way_trained     classes of a training episode
     model           the paper's name of it: MetaNet, MetaNet-, ...
-    setting         how the run departs from the paper; empty: not at all
+    setting         how the model departs from the paper's; empty: not at all
     seed
     episodes        trained
     script          that trains it
