@@ -132,8 +132,7 @@ def train_model(settings):
             metanet.initialize_uniform(seed, way=n_outputs_train)
         metanet.initialize_inserted(n_outputs_train, seed, inserted_scale)
         if start_from:
-            ways = n_outputs_train, n_outputs_test
-            take_weights(out, start_from, lambda path: load(path, ways, inserted_scale), metanet)
+            take_weights(out, start_from, load, metanet, n_outputs_train)
         metanet.to_device(device)
         settings.update(class_names(metanet, usual_classes(settings)))
         optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(metanet)

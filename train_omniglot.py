@@ -154,7 +154,7 @@ def train_model(settings):
             model.initialize_uniform(seed, way=n_outputs_train)
         model.initialize_inserted(n_outputs_train, seed, inserted_scale)
         if start_from:
-            take_weights(out, start_from, lambda path: load(path, (n_outputs_train, *ways), inserted_scale), model)
+            take_weights(out, start_from, load, model, n_outputs_train)
         model.to_device(device)
         settings.update(class_names(model, usual_classes(settings)))
         optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(model)

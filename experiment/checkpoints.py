@@ -300,7 +300,7 @@ def _class_name(cls):
 def save_models(path, models, settings):
     """Writes parameters and the settings of their training to an npz, which is whole or not there at all.
 
-    What says where it was trained, such as paths, is left out: a model is to be handed on.
+    What says where it was trained is left out, for a model is to be handed on; `start_from` stays as it was given.
 
     Args:
         path: the npz.
@@ -312,9 +312,7 @@ def save_models(path, models, settings):
     """
     arrays = {'settings': json.dumps({name: value for name, value in settings.items() if name not in CHANGEABLE})}
     for weights, model in models.items():
-        serializer = chainer.serializers.DictionarySerializer()
-        serializer.save(model)
-        arrays.update((_PREFIXES[weights] + name, value) for name, value in serializer.target.items())
+        arrays.update((_PREFIXES[weights] + name, value) for name, value in _arrays(model).items())
     _write_npz(path, arrays)
 
 
@@ -376,9 +374,7 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
         for name, built in class_names(model, [name for name in settings if name.startswith(CLASS)]).items():
             if settings[name] != built:
                 raise ValueError(f'its {name} is {shortened(settings[name])}, but {built} is built now')
-        serializer = chainer.serializers.DictionarySerializer()
-        serializer.save(model)
-        ours, its = serializer.target, its[weights]
+        ours, its = _arrays(model), its[weights]
         lost = sorted(name for name in its if name not in ours and surplus not in name)
         if lost:
             raise ValueError(f'the model lacks its {", ".join(lost)}')
@@ -392,14 +388,18 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
     return model, settings
 
 
-def take_weights(out, path, load, model):
-    """Gives the model of a new run the weights of a trained one, whatever softmax layers either has.
+def take_weights(out, path, load, model, way):
+    """Gives the model of a new run the weights of a trained one.
+
+    Of its softmax layers it takes that for `way` classes if the other was trained for them. All others stay the run's
+    own, as they are made again where its model is loaded.
 
     Args:
         out: the run's folder; if there are snapshots, nothing is done, for they have the weights.
         path: npz of the trained model.
-        load: function of the path that returns it, with the softmax layers of `model`, and its settings.
+        load: function of the path and of ways to add, none here, that returns it and its settings.
         model: on the CPU.
+        way: that the run trains.
 
     Raises:
         ValueError: the file is no model, or of other networks.
@@ -407,12 +407,14 @@ def take_weights(out, path, load, model):
     """
     if snapshots(out):
         return
-    serializer = chainer.serializers.DictionarySerializer()
-    serializer.save(load(path)[0])
-    reader = _Reader(serializer.target)
+    trained, settings = load(path, ())
+    same = settings['n_outputs_train'] == way
+    its = {name: array for name, array in _arrays(trained).items() if same or '/softmax' not in name}
+    own = {name: array for name, array in _arrays(model).items() if '/softmax' in name}
+    reader = _Reader({**own, **its})
     try:
         reader.load(model)
-        lost = sorted(name for name in serializer.target if name not in reader.used and '/softmax' not in name)
+        lost = sorted(name for name in its if name not in reader.used)
         if lost:
             raise ValueError(f'it has {", ".join(lost)}, too')
     except ValueError as error:
@@ -432,6 +434,13 @@ def _trained_settings(arrays, checks, earlier):
     if not isinstance(settings['data'], str):
         raise ValueError('its settings do not name its data')
     return settings
+
+
+def _arrays(model):
+    """{name: array} of all that a model keeps."""
+    serializer = chainer.serializers.DictionarySerializer()
+    serializer.save(model)
+    return serializer.target
 
 
 def _group(arrays, weights):

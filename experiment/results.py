@@ -38,6 +38,9 @@ def model_name(variant, settings, usual, sizes, *remarks):
     departures = {
         'start_from': ('', 'started from {}'),
         'centred': ('', 'centred: {}'),
+        'initialisation': ('uniform', 'initialisation: {}'),
+        'alpha': (1e-3, 'alpha {}'),
+        'clip': (10, 'clip {}'),
         'amsgrad': (False, 'AMSGrad'),
         'clipping': ('together', 'gradients clipped {}'),
         'n_decay': (0, 'learning rate falling over {} epochs'),

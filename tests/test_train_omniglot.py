@@ -116,7 +116,10 @@ def test_results_name_what_was_trained_and_tested_on():
     assert train_omniglot.label(settings, 'Omniglot').startswith('MetaNet- (learning rate falling over 30 epochs) tr')
     settings.update(n_decay=0, inverse_decay=2000)
     assert train_omniglot.label(settings, 'Omniglot').startswith('MetaNet- (inverse_decay 2000) trained')
-    settings.update(inverse_decay=0)
+    settings.update(inverse_decay=0, initialisation='chainer', alpha=0.01, clip=1.0)
+    assert train_omniglot.label(settings, 'Omniglot').startswith(
+        'MetaNet- (initialisation: chainer, alpha 0.01, clip 1.0) trained')
+    settings.update(initialisation='uniform', alpha=1e-3, clip=10.0)
     settings['data'] = 'synthetic strokes'
     assert train_omniglot.label(settings, 'Omniglot') == (
         'MetaNet- trained 5-way, on synthetic strokes, tested on Omniglot')
@@ -306,9 +309,14 @@ def test_models_of_earlier_versions_load():
 def test_a_run_starts_from_a_trained_model(script, trained, capsys):
     """From its average, here with a learning rate that changes nothing; and what another model has is refused."""
     start = str(trained / 'here/model.npz')
-    words = '--start_from', start, '--n_outputs_train=4', '--n_outputs_test=5', '--alpha=1e-30', '--out=there'
+    words = ('--start_from', start, '--n_outputs_train=4', '--n_outputs_test=5', '--alpha=1e-30', '--out=there',
+             '--inserted_scale=0')
     train(script, *words)
-    assert f'(4 filters, last iterate, started from {start}) trained 4-way' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f'(4 filters, last iterate, started from {start}, alpha 1e-30) trained 4-way' in printed
+    call(script, '--evaluate=there/model.npz', '--n_outputs_test=5', '--n_queries_test=2', '--n_final_episodes=3',
+         '--inserted_scale=0')
+    assert capsys.readouterr().out.splitlines() == printed.splitlines()[-2:]
     before, after = (dict(train_omniglot.load(path, [5], weights=weights)[0].namedparams()) for path, weights in (
         (start, 'average'), ('there/model.npz', 'last')))
     assert after['/base/softmax4/W'].array.any()
