@@ -28,7 +28,7 @@ def arguments(words):
     parser = argparse.ArgumentParser(prog='reproduce.py', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('what', nargs='*', help='tables or runs; nothing: lists them; all: every run')
-    parser.add_argument('--jobs', type=int, help='runs at a time on this machine; by default one a core')
+    parser.add_argument('--jobs', type=int, help='runs at a time on this machine; by default one a core, or a GPU')
     parser.add_argument('--quick', action='store_true', help='a hundredth of the episodes, to see that all works')
     parser.add_argument('--scheduler', default='', help='address of a Dask scheduler, whose workers do the runs')
     parser.add_argument('--gpus', action='store_true', help='a GPU for each run: worker i has GPU i, or, with '
@@ -50,12 +50,15 @@ def check(args):
         raise ValueError(f'--jobs {args.jobs}: must be 1 or more')
     if len(args.further) % 2 or any(not word.startswith('--') for word in args.further[::2]):
         raise ValueError(f'{" ".join(args.further)}: after -- give options and their values, as in -- --n_filters 8')
+    joined = [word for word in args.further[::2] if '=' in word]
+    if joined:
+        raise ValueError(f'{joined[0]}: after -- put a space between an option and its value')
     if {'--out', '--evaluate'} & set(args.further[::2]):
         raise ValueError('out and evaluate are set for every run: leave them out; --out before -- is for all runs')
     if (args.scheduler or args.gpus or (args.jobs or 1) > 1) and not engines.has_dask():
         raise ValueError('several runs at a time need Dask: pip install distributed, or give --jobs 1')
     if args.jobs is None:
-        args.jobs = (os.cpu_count() or 1) if engines.has_dask() else 1
+        args.jobs = max(1, engines.gpus() if args.gpus else engines.cores()) if engines.has_dask() else 1
     if args.gpus:
         args.further += ['--gpu', '0']  # of those that the run sees
     args.out = os.path.abspath(args.out or os.path.join('result', 'reproduce_quick' if args.quick else 'reproduce'))
@@ -72,8 +75,7 @@ def list_all():
     print('Runs (hours that they took on one core):')
     for run in read_runs().values():
         if run.script:
-            model = run.model + (f', {run.setting}' if run.setting else '')
-            print(f'  {run.name:8} {run.data}{", " + run.split if run.split else ""}, {run.way}-way, {model}, '
+            print(f'  {run.name:8} {run.data}{", " + run.split if run.split else ""}, {run.way}-way, {run.kind}, '
                   f'{run.episodes:,} episodes, seed {run.seed}{f", {run.hours} h" if run.hours else ""}')
     print('python reproduce.py NAME ... reproduces them; --help tells the options.')
 

@@ -23,8 +23,16 @@ from ops.compat import cuda
 ELEMENTS = 1 << 18
 # Parts that the blocks are dealt into, where their results are added up.
 PARTS = 8
-# The cores this process may use.
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
+def _threads():
+    """The cores this process may use; fewer where OMP_NUM_THREADS says so, as for other numerical libraries."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    asked = os.environ.get('OMP_NUM_THREADS', '')
+    return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
+
+
+THREADS = _threads()
 
 _pool = ThreadPoolExecutor()
 

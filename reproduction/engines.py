@@ -19,6 +19,17 @@ def has_dask():
     return importlib.util.find_spec('distributed') is not None
 
 
+def cores():
+    """How many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def gpus():
+    """How many GPUs this process may use."""
+    from ops.device import n_gpus
+    return n_gpus()
+
+
 def run_here(tasks, progress):
     """Runs tasks, as `plan.task_of` makes them, in order; tells `progress`, a `progress.Progress`, of each.
 
@@ -32,7 +43,12 @@ def run_here(tasks, progress):
 
         for task in tasks:
             if not stop.pressed:
-                progress.end(work.work(task, lambda news, name=task['name']: progress.news(name, news), stopping))
+                try:
+                    outcome = work.work(task, lambda news, name=task['name']: progress.news(name, news), stopping,
+                                        alone=True)
+                except OSError as error:  # of its folder; the other runs go on
+                    outcome = _failed(task, error)
+                progress.end(outcome)
     return stop.pressed
 
 
@@ -97,12 +113,12 @@ def run_on_dask(tasks, progress, out, jobs, scheduler='', gpus=False):
             variable.set(0)
             project = work.project_files(tasks[0]['root'])
             digest, archive = work.digest_of(project), work.pack(project) if scheduler else None
-            pinned = not scheduler and jobs >= (os.cpu_count() or 1)
-            function, futures = _on_any_worker(), {}
+            pinned = not scheduler and jobs >= cores()
+            function, futures, place = _on_any_worker(), {}, _place(out)
             for task in tasks:
                 files = work.read_folder(task['folder']) if scheduler else {}
                 futures[task['name']] = client.submit(
-                    function, task, token, digest, archive, files, pinned, gpus and not scheduler,
+                    function, dict(task, place=place), token, digest, archive, files, pinned, gpus and not scheduler,
                     key=f'{task["name"]}-{token}', pure=False, priority=_hours(task),
                     resources={'GPU': 1} if gpus and scheduler else None)
             _watch(client, {task['name']: task for task in tasks}, futures, progress, stop, variable, news)
@@ -167,5 +183,22 @@ def _outcome(future, task):
             work.write_folder(task['folder'], outcome['files'])
         return outcome
     except Exception as error:  # whatever a worker, Dask or the disk raises: the other runs go on
-        words = ' '.join(str(error).split()) or type(error).__name__
-        return {'name': task['name'], 'state': 'failed', 'message': f'{type(error).__name__}: {words}', 'rows': []}
+        return _failed(task, error)
+
+
+def _failed(task, error):
+    """The outcome of a run that an exception has ended."""
+    words = ' '.join(str(error).split()) or type(error).__name__
+    return {'name': task['name'], 'state': 'failed', 'message': f'{type(error).__name__}: {words}', 'rows': []}
+
+
+def _place(out):
+    """What tells one folder of runs from a later one of the same path: a word in a file there, made if need be."""
+    path = os.path.join(out, '.place')
+    try:
+        with open(path, encoding='utf-8') as file:
+            return file.read()
+    except FileNotFoundError:
+        with open(path, 'w', encoding='utf-8') as file:
+            file.write(secrets.token_hex(8))
+        return _place(out)

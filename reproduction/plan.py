@@ -10,7 +10,8 @@ from tools.runs import ROOT, read_paper, read_runs, table_names
 # A hundredth of the episodes: a tenth of the epochs, each of a tenth of the episodes.
 QUICK = {'n_epoch': (10, 1), 'n_episodes': (10, 1), 'n_decay': (10, 0), 'n_test_episodes': (100, 2),
          'n_dev_episodes': (100, 2), 'n_final_episodes': (100, 2)}  # setting: (divisor, least)
-FOR_TESTS = 'gpu', 'input_path', 'n_final_episodes'  # further options that a test takes, too
+# Of a script's TEST_SETTINGS, those that a test of docs/runs.csv sets for itself.
+OF_A_TEST = 'evaluate_on', 'n_outputs_test', 'nb_samples_per_class_test', 'inserted_scale'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +111,14 @@ def task_of(part, out, quick=False, further=()):
         of_tests = 'n_final_episodes' if 'n_final_episodes' in constants else 'n_test_episodes'
         tests = [quicker(test, constants, only=(of_tests,)) for test in tests]
     options += further
-    in_tests = [word for name, value in zip(further[::2], further[1::2]) if name[2:] in FOR_TESTS
+    for_tests = {'gpu', 'input_path', *constants['TEST_SETTINGS']}.difference(OF_A_TEST)
+    in_tests = [word for name, value in zip(further[::2], further[1::2]) if name[2:] in for_tests
                 for word in (name, value)]
     settings = {**constants, **settings_of(options)}
-    episodes = int(settings['n_epoch']) * int(settings['n_episodes'])
+    try:
+        episodes = int(settings['n_epoch']) * int(settings['n_episodes'])
+    except ValueError as error:
+        raise ValueError(f'n_epoch and n_episodes of {run.name} must be whole numbers ({error})') from error
     return {'name': run.name, 'root': ROOT, 'host': socket.gethostname(), 'folder': os.path.join(out, run.name),
             'script': run.script, 'options': options, 'tests': [test + in_tests for test in tests],
             'episodes': episodes, 'hours': float(run.hours) * episodes / run.episodes if run.hours else None}

@@ -130,7 +130,7 @@ def table_of(parts, outcomes, paper, quick=False):
     rows = [('run', 'model', 'trained', 'tested', 'weights', 'here', 'test episodes', 'docs/results.md', 'the paper')]
     for part in parts:
         run = part.run
-        about = run.name, run.model + (f', {run.setting}' if run.setting else ''), f'{run.way}-way'
+        about = run.name, run.kind, f'{run.way}-way'
         outcome = outcomes.get(run.name)
         if outcome is None or outcome['state'] != 'done':
             words = 'to come' if outcome is None else outcome['state']

@@ -85,7 +85,7 @@ def project_folder(root, digest, archive):
 # One run --------------------------------------------------------------------------------------------------------------
 
 
-def work(task, say, stopping, root=None, folder=None):
+def work(task, say, stopping, root=None, folder=None, alone=False):
     """Trains and tests; goes on from what is in the run's folder, and does not repeat what is done.
 
     Args:
@@ -94,6 +94,7 @@ def work(task, say, stopping, root=None, folder=None):
         say: function that takes a dict with news of the run: `start`, or `episodes` and `accuracy` (0 to 1), `stage`.
         stopping: function, called every second, that tells whether the run is to stop.
         root, folder: in place of the task's.
+        alone: whether the run has the machine to itself: then it may use more than one core.
 
     Returns:
         dict of `name`, `state` (done, stopped or failed), `message`, `rows` (of results, dicts), `source` (the data, or
@@ -108,7 +109,8 @@ def work(task, say, stopping, root=None, folder=None):
     outcome = {'name': task['name'], 'state': 'done', 'message': '', 'rows': [], 'folder': folder}
     stages = [(task['options'], 'training')] + [(options, 'tests') for options in task['tests']]
     for options, stage in stages:
-        key = json.dumps([stage, *options])
+        # A test is of the model that these options have trained.
+        key = json.dumps([stage, *task['options'], *(options if stage == 'tests' else ())])
         if key not in done:
             if stopping():
                 outcome['state'] = 'stopped'
@@ -116,7 +118,7 @@ def work(task, say, stopping, root=None, folder=None):
             model = next((path for path in (os.path.join(folder, name) for name in ('best.npz', 'model.npz'))
                           if os.path.exists(path)), os.path.join(folder, 'model.npz'))
             words = [*options, '--out', folder] if stage == 'training' else ['--evaluate', model, *options]
-            code, output, stopped = _run_script(root, folder, [task['script'], *words], say, stopping)
+            code, output, stopped = _run_script(root, folder, [task['script'], *words], say, stopping, alone)
             if code:
                 outcome.update(state='stopped' if stopped else 'failed', message=_last_words(output, code))
                 break
@@ -128,9 +130,11 @@ def work(task, say, stopping, root=None, folder=None):
     return outcome
 
 
-def _run_script(root, folder, words, say, stopping):
+def _run_script(root, folder, words, say, stopping, alone):
     """Runs a script to its end; returns its exit code, its output, and whether it was asked to stop."""
-    environment = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONIOENCODING='utf-8', **dict.fromkeys(THREADS, '1'))
+    environment = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONIOENCODING='utf-8')
+    if not alone:
+        environment.update(dict.fromkeys(THREADS, '1'))
     # Apart from the terminal's Ctrl-C, which is passed on once.
     apart = {'start_new_session': True} if os.name == 'posix' else {
         'creationflags': getattr(subprocess, 'CREATE_NEW_PROCESS_GROUP', 0)}
@@ -237,7 +241,8 @@ def work_on_worker(task, token, digest, archive, files, pinned, gpus):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[number % len(cores)]})
     if gpus and number is not None:
-        os.environ['CUDA_VISIBLE_DEVICES'] = str(number)
+        visible = os.environ.setdefault('METANET_GPUS', os.environ.get('CUDA_VISIBLE_DEVICES', ''))
+        os.environ['CUDA_VISIBLE_DEVICES'] = visible.split(',')[number] if visible else str(number)
     root = project_folder(task['root'], digest, archive)
     shared = os.path.isfile(os.path.join(os.path.dirname(task['folder']), token))
     folder = task['folder'] if shared else _own_folder(task, files)
@@ -261,7 +266,7 @@ def work_on_worker(task, token, digest, archive, files, pinned, gpus):
 
 def _own_folder(task, files):
     """The run's folder on a worker that does not have the command's; it stays, to go on from."""
-    place = hashlib.sha256(f'{task["host"]} {task["folder"]}'.encode()).hexdigest()[:16]
+    place = hashlib.sha256(f'{task["host"]} {task["folder"]} {task["place"]}'.encode()).hexdigest()[:16]
     folder = os.path.join(os.path.expanduser('~'), '.cache', 'metanet', 'runs', place, task['name'])
     os.makedirs(folder, exist_ok=True)
     if not os.path.exists(os.path.join(folder, 'done.json')):

@@ -145,11 +145,15 @@ def test_further_options_go_to_the_training_and_those_for_tests_to_these_too():
     task = plan.task_of(part, 'out', further=['--n_filters', '8', '--gpu', '0'])
     assert task['options'][-4:] == ['--n_filters', '8', '--gpu', '0']
     assert all(test[-2:] == ['--gpu', '0'] and '--n_filters' not in test for test in task['tests'])
+    task = plan.task_of(part, 'out', further=['--n_queries_test', '5', '--seed', '3', '--n_outputs_test', '9'])
+    assert all(test[-4:] == ['--n_queries_test', '5', '--seed', '3'] for test in task['tests'])
 
 
 @pytest.mark.parametrize('words, message', [
     ('5A --jobs 0', 'must be 1 or more'), ('5A -- --n_filters', 'options and their values'),
-    ('5A -- --out x', 'leave them out'), ('5A --jobs 2', 'need Dask'), ('5A --scheduler tcp://a:1', 'need Dask'),
+    ('5A -- --out x', 'leave them out'), ('5A -- --n_epoch x', 'of 5A must be whole'),
+    ('5A -- --gpu=0 --seed=1', '--gpu=0: after -- put a space'),
+    ('5A --jobs 2', 'need Dask'), ('5A --scheduler tcp://a:1', 'need Dask'),
 ])
 def test_a_bad_command_line_is_refused(words, message, monkeypatch):
     monkeypatch.setattr(engines, 'has_dask', lambda: False)
@@ -169,6 +173,15 @@ def test_a_run_is_trained_and_tested_and_what_is_done_is_not_repeated(task):
     assert len(starts(one)) == 1
 
 
+def test_what_is_trained_on_is_tested_again(task):
+    one = task('one', tests=[['--n_outputs_test', '10']])
+    run(one)
+    os.remove(os.path.join(one['folder'], 'output.txt'))
+    run(dict(one, options=['--n', '7']))
+    with open(os.path.join(one['folder'], 'output.txt'), encoding='utf-8') as file:
+        assert [line.split(':')[0][-13:] for line in file] == [' 5-way 1-shot', '10-way 1-shot']
+
+
 def test_a_stopped_run_goes_on_from_its_snapshot(task):
     slow = task('slow', '--n', '500', '--slow', '1')
     outcome = run(slow, lambda: os.path.exists(os.path.join(slow['folder'], 'snapshot_3')))
@@ -183,6 +196,16 @@ def test_a_run_that_fails_is_reported_and_the_others_go_on(task, capsys):
     assert not engines.run_here(tasks, shown)
     assert {name: outcome['state'] for name, outcome in shown.outcomes.items()} == {'bad': 'failed', 'good': 'done'}
     assert 'bad has failed: the parameters are no longer finite' in capsys.readouterr().out
+
+
+def test_a_run_whose_folder_cannot_be_made_does_not_end_the_others(task, capsys):
+    tasks = [task('in the way'), task('good')]
+    open(tasks[0]['folder'], 'w').close()
+    shown = progress.Progress(tasks)
+    engines.run_here(tasks, shown)
+    assert {name: outcome['state'] for name, outcome in shown.outcomes.items()} == {
+        'in the way': 'failed', 'good': 'done'}
+    assert 'in the way has failed: FileExistsError' in capsys.readouterr().out
 
 
 @posix
@@ -238,7 +261,7 @@ def test_a_worker_without_the_runs_folder_gets_what_is_done_and_tests_that(task,
     monkeypatch.setenv('USERPROFILE', str(tmp_path))
     one = task('one')
     assert run(one)['state'] == 'done'
-    more = dict(one, tests=[['--n_outputs_test', '10']])
+    more = dict(one, tests=[['--n_outputs_test', '10']], place='')
     folder = work._own_folder(more, work.read_folder(one['folder']))
     outcome = work.work(more, lambda news: None, lambda: False, folder=folder)
     assert outcome['state'] == 'done' and [row['way'] for row in outcome['rows']] == ['5', '10']

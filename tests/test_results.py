@@ -106,9 +106,9 @@ def test_an_unfinished_run_can_go_on_with_its_own_options(name):
     assert f'cp -r assets/unfinished/{name} ' in text('docs', 'reproducing.md')
 
 
-def test_a_command_is_the_script_its_options_and_the_folder(tmp_path):
+def test_options_are_split_as_a_shell_does(tmp_path):
     (run,) = read(tmp_path, RUN.replace('--n_epoch 260', '"--model ""partial, u"""')).values()
-    assert run.command('out') == ['train_omniglot.py', '--model', 'partial, u', '--out', 'out']
+    assert [run.script, *run.options] == ['train_omniglot.py', '--model', 'partial, u']
 
 
 def test_a_further_row_adds_a_test_to_its_run(tmp_path):

@@ -35,10 +35,6 @@ POINTS = 30  # of a curve, at most
 GREY = '#444444'
 
 
-def kind(run):
-    return f'{run.model}, {run.setting}' if run.setting else run.model
-
-
 def read_log(run):
     """The rows of a run's log."""
     with open(os.path.join(ROOT, run.log), encoding='utf-8', newline='') as file:
@@ -67,18 +63,18 @@ def dress(axes):
 def draw_way(axes, way, runs, paper):
     """Test error of runs of one way, and the paper's; returns the sorts of weights that were drawn."""
     drawn = set()
-    looks = [(kind(run), run.seed) for run in runs]
+    looks = [(run.kind, run.seed) for run in runs]
     for run, look in zip(runs, looks):
         rows = read_log(run)
         for weights, width in WIDTHS.items():
             column = COLUMNS[weights].format(way)
             if column in rows[0]:
                 episodes, errors = error(rows, column)
-                axes.plot(episodes, errors, color=COLOURS[kind(run)], linestyle=DASHES[run.seed], linewidth=width)
+                axes.plot(episodes, errors, color=COLOURS[run.kind], linestyle=DASHES[run.seed], linewidth=width)
                 drawn.add(weights)
                 if looks.count(look) > 1:
                     axes.annotate(run.name, (episodes[-1], errors[-1]), (4, 0), textcoords='offset points',
-                                  va='center', fontsize=9, color=COLOURS[kind(run)],
+                                  va='center', fontsize=9, color=COLOURS[run.kind],
                                   bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5, 'alpha': 0.85})
     axes.axhline(100 - paper, color='black', linewidth=1)
     axes.annotate(f'the paper: {100 - paper:.2f} %', (1, 100 - paper), (0, -3), xycoords=('axes fraction', 'data'),

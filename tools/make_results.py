@@ -45,7 +45,7 @@ class Results:
         for run, test in entries:
             paper = self._paper(run, test)
             log = f'[{run.name}](../{run.log})' if run.log else run.name
-            rows.append([f'{test.way}-way', _model(run), _text(run.seed), test.weights, _accuracy(test), paper,
+            rows.append([f'{test.way}-way', run.kind, _text(run.seed), test.weights, _accuracy(test), paper,
                          _count(test.episodes), _count(run.episodes), run.hours, log])
             same = members[_group(run, test)]
             if len(same) > 1 and (run, test) == same[-1]:
@@ -60,7 +60,7 @@ class Results:
         for run, test in self._own_way(data, split):
             if run.broke_down or not self._paper(run, test):
                 continue
-            kind = _model(run), test.weights
+            kind = run.kind, test.weights
             members = longest.setdefault(kind, {}).setdefault(test.way, [])
             if members and members[0][0].episodes < run.episodes:
                 members.clear()
@@ -87,7 +87,7 @@ class Results:
             run = self.runs[name]
             for weights in dict.fromkeys(test.weights for test in run.tests):
                 tests = [run.test(way, weights=weights) for way in WAYS]
-                rows.append([f'{_model(run)}, trained {run.way}-way ({name})', weights, *(
+                rows.append([f'{run.kind}, trained {run.way}-way ({name})', weights, *(
                     _less(test.accuracy, self.own[run.data, run.split, run.model, test.way, test.way])
                     if test else '' for test in tests)])
         return _table(['model', 'weights', *(f'{way}-way' for way in WAYS)], rows)
@@ -104,7 +104,7 @@ class Results:
                 counts = dict.fromkeys(_count(test.episodes) for test in tests if test)
                 if len(counts) > 1:
                     counts = [_count(test.episodes) if test else '' for test in tests]
-                rows.append([f'{run.way}-way', _model(run), run.name, _text(run.seed), weights,
+                rows.append([f'{run.way}-way', run.kind, run.name, _text(run.seed), weights,
                              *(_accuracy(test) if test else '' for test in tests), ', '.join(counts)])
             if i + 1 == len(runs) or runs[i + 1].way != run.way:
                 paper = [self.across.get((data, split, 'MetaNet', run.way, way)) for way in WAYS]
@@ -181,11 +181,7 @@ class Results:
 
 def _group(run, test):
     """What runs that differ in their seed alone have in common."""
-    return run.name if run.seed is None else (_model(run), run.way, run.episodes, _option(run), test.weights)
-
-
-def _model(run):
-    return run.model + (f', {run.setting}' if run.setting else '')
+    return (run.name, test.way) if run.seed is None else (run.kind, run.way, run.episodes, _option(run), test.weights)
 
 
 def _option(run):

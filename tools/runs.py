@@ -76,9 +76,10 @@ class Run:
     remark: str
     tests: list[Test]
 
-    def command(self, out):
-        """The words that train it into the folder `out`, to come after the interpreter."""
-        return [self.script, *self.options, '--out', out]
+    @property
+    def kind(self):
+        """Its model, and how that departs from the paper's."""
+        return f'{self.model}, {self.setting}' if self.setting else self.model
 
     def test(self, way, shot=1, weights='last'):
         """The `Test` of that kind, or None."""
@@ -93,12 +94,13 @@ def read_runs(path=RUNS):
 
     Raises:
         ValueError: a row is incomplete, contradicts the run's first row, or repeats another; with the line's number.
+            Or there is no such column.
         OSError: the file cannot be read.
     """
     first, tests = {}, {}
     for line, row in _rows(path):
-        name = row['name']
         try:
+            name = row['name']
             _check(row, first.setdefault(name, row))
             test = Test(row['weights'], int(row['way_tested']), int(row['shot']), _number(row['accuracy']),
                         _number(row['interval']), int(row['test_episodes']), shlex.split(row['test_options']))
@@ -108,6 +110,8 @@ def read_runs(path=RUNS):
             tests[name][kind] = test
         except ValueError as error:
             raise ValueError(f'{path}, line {line}: {error}') from error
+        except KeyError as error:
+            raise ValueError(f'{path} has no column {error}') from error
     return {name: _run(row, list(tests[name].values())) for name, row in first.items()}
 
 
@@ -133,10 +137,15 @@ def _check(row, first):
     if changed:
         raise ValueError(f'{", ".join(changed)} not as in the first row of {row["name"]}: leave empty, or give the run '
                          'another name')
+    for column in _WHOLE:
+        int(row[column] or 0)
 
 
 _OF_THE_RUN = ('data', 'split', 'way_trained', 'model', 'setting', 'seed', 'episodes', 'script', 'options', 'hours',
                'hardware', 'log', 'broke_down', 'live', 'remark')
+
+
+_WHOLE = 'way_trained', 'seed', 'episodes'
 
 
 def _number(text):
@@ -145,7 +154,7 @@ def _number(text):
 
 
 def _run(row, tests):
-    whole = {name: int(row[name]) if row[name] else None for name in ('way_trained', 'seed', 'episodes')}
+    whole = {name: int(row[name]) if row[name] else None for name in _WHOLE}
     return Run(name=row['name'], data=row['data'], split=row['split'], way=whole['way_trained'], model=row['model'],
                setting=row['setting'], seed=whole['seed'], episodes=whole['episodes'], script=row['script'],
                options=shlex.split(row['options']), hours=row['hours'], hardware=row['hardware'], log=row['log'],
