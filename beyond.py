@@ -1,5 +1,4 @@
 """What is not in the paper: each has a setting of its own in the scripts, and is named in every line of results."""
-import numpy as np
 
 from metanet import FastLayer, Memory, MetaNet, SoftmaxLayer
 from ops.compat import F, chainer, training
@@ -107,9 +106,10 @@ class Health(chainer.LinkHook):
         layer = args.link
         if id(layer) in self.names and layer.fast is not None:
             x = args.args[0] if args.args else args.kwargs['x']
-            fast = needed(layer.fast, x, layer.activation)
-            share = np.mean([float((layer.product(x, [one], relu=False).array > 0).mean()) for one in fast] or [0.])
-            self.found[self.names[id(layer)]].append(share)
+            shares = [float((layer.product(x, [one], relu=False).array > 0).mean())
+                      for one in needed(layer.fast, x, layer.activation)]
+            n_sets = len(layer.fast) if isinstance(layer.fast, tuple) else 1  # those that aren't needed are dead
+            self.found[self.names[id(layer)]].append(sum(shares) / n_sets)
 
 
 class Average(training.Extension):

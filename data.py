@@ -11,7 +11,7 @@ import numpy as np
 
 from sources.archives import load_classes, save_classes
 from sources.checks import image_shape
-from sources.distortion import N_DRAWS, distorted
+from sources.distortion import MOST, N_DRAWS, distorted
 from sources.files import printable, replacing
 from sources.images import read_character
 from sources.mini_imagenet import mini_imagenet
@@ -64,17 +64,18 @@ class EpisodeSampler:
         rotate: turn each class by a random multiple of 90 degrees, support and query alike.
         seed: what `numpy.random.RandomState` takes.
         xp: the module of the arrays, numpy or cupy.
-        distortion: how far each image is turned, stretched and shifted besides, anew each time, 0 or more; at 1 by up
-            to 10 degrees, 10 % and a 14th of its sides. Not in the paper.
+        distortion: how far each image is turned, stretched and shifted besides, anew each time, 0 to 3; at 1 by up to
+            10 degrees, 10 % and a 14th of its sides. Not in the paper.
 
     Raises:
-        ValueError: way, shot, n_query or distortion is too small, there are too few classes or images for them, images
-            are not uint8, or images to rotate are not square.
+        ValueError: way, shot or n_query is too small, distortion out of its range, there are too few classes or images
+            for them, images are not uint8, or images to rotate are not square.
     """
 
     def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np, distortion=0):
-        for setting, value, least in (('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1),
-                                      ('distortion', distortion, 0)):
+        if not 0 <= distortion <= MOST:
+            raise ValueError(f'distortion is {distortion}, but must be from 0 to {MOST}')
+        for setting, value, least in ('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1):
             if value < least:
                 raise ValueError(f'{setting} is {value}, but must be at least {least}')
         if not classes:

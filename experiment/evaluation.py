@@ -1,11 +1,13 @@
 """Tests of a model on episodes: single ones, those after every epoch, and the choice of the best model by them."""
 import contextlib
+import os
 
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from experiment.checkpoints import save_models
+from experiment.console import warn
 from experiment.processes import shared, worth
 from ops.blocks import one_blas_thread
 from ops.compat import chainer, training
@@ -67,12 +69,14 @@ def pixel_accuracy(sampler, n_episodes):
     Returns:
         float array (n_episodes,).
     """
-    accuracies = []
+    accuracies, device = [], sampler.xp
+    sampler.xp = np  # scikit-learn's place
     for _ in range(n_episodes):
-        support_x, support_y, query_x, query_y = map(chainer.backends.cuda.to_cpu, sampler.sample())
+        support_x, support_y, query_x, query_y = sampler.sample()
         neighbours = NearestNeighbors(n_neighbors=1).fit(support_x.reshape(len(support_x), -1))
         nearest = neighbours.kneighbors(query_x.reshape(len(query_x), -1), return_distance=False)[:, 0]
         accuracies.append(np.mean(support_y[nearest] == query_y))
+    sampler.xp = device
     return np.array(accuracies)
 
 
@@ -170,6 +174,11 @@ class Best(training.Extension):
         self.start = sampler.get_state()
         self.n_episodes = n_episodes
         self.test_result = np.array([0, -1, 0, 0], float)
+
+    def initialize(self, trainer):
+        if self.test_result[0] and not os.path.exists(self.path):
+            warn(f'{self.path} is missing, the best model so far: put it back, or there will be none unless a later '
+                 'epoch does better')
 
     def __call__(self, trainer):
         dev = 100 * trainer.observation[self.watched]

@@ -8,6 +8,7 @@ import typing
 
 from beyond import CENTRED
 from experiment.console import plain_errors
+from sources.distortion import MOST
 from sources.files import printable
 
 BILLION = 10 ** 9  # bounds counts, 1e30 other numbers: float32 can hold it
@@ -113,7 +114,7 @@ COMMON = {
     'nb_samples_per_class': whole(1),
     'nb_samples_per_class_test': whole(1),
     'n_queries': whole(1),
-    'distortion': number('a number from 0 to 10', lambda value: 0 <= value <= 10),
+    'distortion': number(f'a number from 0 to {MOST}', lambda value: 0 <= value <= MOST),
     'n_epoch': whole(1),
     'n_episodes': whole(1),
     'n_episodes_per_update': whole(1),
@@ -154,6 +155,9 @@ def check(settings, checks, given=()):
     if settings.get('n_decay') and settings.get('inverse_decay'):
         raise ValueError(f'n_decay = {settings["n_decay"]} and inverse_decay = {settings["inverse_decay"]}: the '
                          'learning rate can fall in one way alone, set one of them to 0')
+    if settings.get('evaluate') == '' and settings.get('evaluate_on', 'test') != 'test':
+        raise ValueError(f'evaluate_on = {settings["evaluate_on"]!r} is for the test of a trained model: give its npz '
+                         '(evaluate), or leave it out')
 
 
 def shortened(value):

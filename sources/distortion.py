@@ -6,6 +6,7 @@ N_DRAWS = 5  # random numbers that an image takes
 DEGREES = 10
 STRETCH = 0.1  # of the width and of the height, each on its own, as a logarithm
 SHIFT = 1 / 14  # of the sides
+MOST = 3  # times that; beyond, images come out blank
 
 
 def distorted(image, draws):

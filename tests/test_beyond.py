@@ -4,9 +4,9 @@ import pytest
 from small_models import episode, fast_weights, small_model
 
 from beyond import CentredMemory, CentredMetaNet, Health
-from metanet import CNN, FastLinear, Memory, MetaNet, Network
+from metanet import CNN, FastLinear, Memory, MetaNet, Network, augmented
 from ops.compat import chainer
-from ops.lazy import made
+from ops.lazy import Deferred, made
 from variants import MetaNetPlus
 
 
@@ -63,6 +63,16 @@ def test_live_fast_activations_are_counted():
     assert len(found['alive/embed/conv1']) == 2 and 0 < found['alive/embed/conv1'][0] <= 1
     model(*episode(5, 1)[:3])
     assert len(found['alive/base/conv1']) == 1
+
+
+def test_fast_weights_that_are_known_to_be_dead_count_as_dead_ones_do():
+    model = small_model()
+    layer, x = model.base.fc1, np.ones((2, 8), np.float32)
+    alive, dead = (np.full((8, 8), value, np.float32) for value in (1, -1))
+    for fast in (alive, dead), (alive, Deferred(lambda: dead)):
+        with Health(model) as found, augmented([layer], [fast]):
+            layer(chainer.Variable(x))
+        assert found['alive/base/fc1'] == [0.5]
 
 
 @pytest.mark.parametrize('make, settings', [(MetaNet, {}), (MetaNet, {'task_level': False}), (MetaNetPlus, {}),

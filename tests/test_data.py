@@ -189,6 +189,7 @@ def test_arrays_are_made_by_xp():
     (dict(shot=0), 'shot is 0'),
     (dict(n_query=0), 'n_query is 0'),
     (dict(distortion=-1), 'distortion is -1'),
+    (dict(distortion=float('nan')), 'distortion is nan, but must be from 0 to 3'),
     (dict(way=9), '9 classes, but there are only 8'),
     (dict(classes={}), 'no classes'),
     (dict(classes={**marked_classes(), 'scaled': np.zeros((6, 4, 4), np.float32)}), "'scaled' are float32"),

@@ -100,6 +100,7 @@ def attention(model, update):
     ({'split': None}, 'run has no snapshot of a run of train_omniglot.py'),
     ({'n_decay': 1}, 'the learning rate of the run in run falls'),
     ({'inverse_decay': 1}, 'the learning rate of the run in run falls'),
+    ({'n_episodes_per_update': 4, 'n_episodes': 4}, 'the run in run takes 4 episodes an update'),
     ({'n_filters': 5}, 'run/snapshot_4 is of another network'),
     ({'n_filters': 'many'}, "n_filters = 'many': must be a whole number")])
 def test_what_cannot_be_followed_is_refused(folder, spoil, message):

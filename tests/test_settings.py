@@ -157,6 +157,14 @@ def test_other_texts_are_refused(value):
         check({'name': value}, {'name': some_of('a', 'b', 'c')})
 
 
+def test_the_classes_of_a_test_are_chosen_with_the_model_to_test():
+    checks = {'evaluate': COMMON['evaluate'], 'evaluate_on': one_of('train', 'test')}
+    check({'evaluate': 'model.npz', 'evaluate_on': 'train'}, checks)
+    check({'evaluate_on': 'train'}, checks)  # settings of a file
+    with pytest.raises(ValueError, match="evaluate_on = 'train' is for the test of a trained model: give its npz"):
+        check({'evaluate': '', 'evaluate_on': 'train'}, checks)
+
+
 def test_the_learning_rate_falls_in_one_way_alone():
     checks = {name: COMMON[name] for name in ('n_decay', 'inverse_decay')}
     check({'n_decay': 0, 'inverse_decay': 9}, checks)

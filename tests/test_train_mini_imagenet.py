@@ -70,8 +70,11 @@ def test_a_run_of_an_earlier_version_had_as_many_queries_in_tests_as_in_training
     with open('here/settings.json', 'w', encoding='utf-8') as file:
         json.dump(settings, file)
     assert 'n_queries_test (3 there, 2 now)' in refusal(script, *SMALL[script], '--input_path=images', '--n_epoch=2')
+    os.remove('here/best.npz')
     train(script, '--input_path=images', '--n_queries_test=3', '--n_epoch=2')
-    assert 'going on after 1 episodes' in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert 'going on after 1 episodes' in shown.out
+    assert 'best.npz is missing' in shown.err and 'best_average.npz' not in shown.err
 
 
 def test_a_run_starts_from_the_best_of_another(script, capsys):

@@ -45,6 +45,9 @@ def started(folder, options):
     if (settings['n_decay'] or settings['inverse_decay']) and options.alpha is None:
         raise ValueError(f'the learning rate of the run in {folder} falls, which is not done here: give the one to go '
                          'on with, --alpha')
+    if STEP % settings['n_episodes_per_update']:
+        raise ValueError(f'the run in {folder} takes {settings["n_episodes_per_update"]} episodes an update, of which '
+                         f'no number makes the {STEP} of a row: give another run')
     classes, _, source = data.omniglot(options.input_path, settings['split'])
     if source != settings['data']:
         raise ValueError(f'{folder} was trained on {settings["data"]}, not on {source}: put the data into '

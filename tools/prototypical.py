@@ -97,8 +97,9 @@ def train_model(settings):
 
     updater = EpisodeUpdater(model, optimizer, sampler, n_episodes)
     trainer = training.Trainer(updater, Epochs(n_epoch), out)
-    trainer.extend(Tasks(model, {'dev/5-way': dev_sampler}, n_dev_episodes, same=True))
-    best = Best(model, 'last', settings, os.path.join(out, 'best.npz'), 'dev/5-way/accuracy', 'test/5-way',
+    dev_tasks, test_tasks = f'dev/{n_outputs_test}-way', f'test/{n_outputs_test}-way'
+    trainer.extend(Tasks(model, {dev_tasks: dev_sampler}, n_dev_episodes, same=True))
+    best = Best(model, 'last', settings, os.path.join(out, 'best.npz'), f'{dev_tasks}/accuracy', test_tasks,
                 test_sampler, n_test_episodes)
     trainer.extend(best)
     trainer.extend(extensions.ExponentialShift('alpha', 0.5, alpha, optimizer=optimizer), trigger=(n_halve, 'epoch'))
