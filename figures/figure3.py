@@ -172,19 +172,23 @@ def report(untrained, rows):
 
 
 def draw(paths, picture):
-    """Draws the accuracies over training, a line for each base learner and csv of a run."""
-    figure, axes = new_picture(7, 4.5)
-    for path, style in zip(paths, itertools.cycle(('-', '--', ':', '-.'))):
+    """Draws the accuracies over training: a panel for each centring, a line for each base learner and csv of a run."""
+    tables = {}
+    for path in paths:
         rows = read_table(path)
-        for i, filters in enumerate(dict.fromkeys(row['filters'] for row in rows)):
-            chosen = [row for row in rows if row['filters'] == filters]
-            detail = f', centred: {chosen[0]["centred"]}' * bool(chosen[0]['centred'])
-            axes.errorbar([int(row['episodes']) for row in chosen], [float(row['accuracy']) for row in chosen],
-                          [float(row['interval']) for row in chosen], linestyle=style, color=f'C{i}', capsize=2,
-                          label=f'{filters} filters, {"fixed" if i else "trained"}{detail}, seed {chosen[0]["seed"]}')
-    axes.set(xlabel='training episodes', ylabel='accuracy (%)', ylim=(0, 100))
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+        tables.setdefault(rows[0]['centred'], []).append(rows)
+    figure, panels = new_picture(6.5 * len(tables), 4.5, len(tables))
+    for axes, (kind, runs) in zip(np.ravel(panels), tables.items()):
+        for rows, style in zip(runs, itertools.cycle(('-', '--', ':', '-.'))):
+            for i, filters in enumerate(dict.fromkeys(row['filters'] for row in rows)):
+                chosen = [row for row in rows if row['filters'] == filters]
+                axes.errorbar([int(row['episodes']) for row in chosen], [float(row['accuracy']) for row in chosen],
+                              [float(row['interval']) for row in chosen], linestyle=style, color=f'C{i}', capsize=2,
+                              label=f'{filters} filters, {"fixed" if i else "trained"}, seed {chosen[0]["seed"]}')
+        axes.set(title=f'centred: {kind}' if kind else '', xlabel='training episodes', ylabel='accuracy (%)',
+                 ylim=(0, 100))
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False, fontsize=8)
     save_picture(figure, picture)
 
 

@@ -26,6 +26,8 @@ ROUNDS = 4
 STEP = numpy.float32(.5)
 # Limits from here on aren't worth a question: numbers would overflow.
 LARGEST = 1e30
+# Gradients above it, in absolute value, are few.
+USUAL = .99
 
 # Sets of parameters whose answers are kept, the last that were asked about: a MetaNet+ has three, its average as many.
 KEPT = 8
@@ -47,7 +49,13 @@ def is_negative(follow, gradients, *parameters):
     largest, *parameters = _on_host([_largest(gradients)] + [parameter.array for parameter in parameters])
     if not numpy.isfinite(largest).all():
         return False
-    return _answer(_end(largest.max()), len(largest), follow, *_answers(follow, parameters))
+    end, known = _end(largest.max()), _answers(follow, parameters)
+    if _answer(end, len(largest), follow, *known):
+        return True
+    # Few sequences leave the usual box. One by one they may be negative where not all that is as large would be.
+    usual = _end(largest.dtype.type(USUAL))
+    return bool(end > usual and isinstance(gradients[0], numpy.ndarray) and _are_negative(gradients, follow, parameters)
+                and _answer(usual, len(largest), follow, *known))
 
 
 def is_known_negative(follow, steps, limit, *parameters):
@@ -67,6 +75,18 @@ def is_known_negative(follow, steps, limit, *parameters):
     # A larger box may be settled where a smaller one isn't: whatever the gradients, the answer has to be the same.
     ends = numpy.arange(_end(known[0][0].dtype.type(limit)), .75, -STEP)  # the least is 1
     return all(_answer(end, steps, follow, *known) for end in ends)
+
+
+def _are_negative(gradients, follow, parameters):
+    """Whether the fast weights of the gradients above `USUAL` are negative, if they aren't too many to look at."""
+    flat = [g.reshape(len(g), -1) for g in gradients]
+    flat = numpy.concatenate([g[:, (abs(g) > USUAL).any(axis=0)] for g in flat], axis=1)
+    if flat.shape[1] > BOXES:
+        return False
+    magnitude, sign = preprocess(flat)
+    positions = numpy.where(magnitude > -1, numpy.copysign(magnitude + 2, flat), sign)[:, None]
+    weights = follow(enclosures(positions, positions), *parameters)
+    return (weights.centre + weights.reach() < 0).all()
 
 
 def _end(largest):

@@ -102,6 +102,24 @@ def test_only_as_far_as_gradients_reach():
     assert not is_negative('mlp', [np.array([[30, -1]], np.float32), np.array([[-70]], np.float32)], params)
 
 
+@pytest.mark.parametrize('name, steps, seed', [('mlp', 1, 22), ('lstm', 2, 6), ('lstm', 5, 54)])
+def test_few_large_gradients_are_looked_at_one_by_one(name, steps, seed, monkeypatch):
+    """Where a large gradient of one sign gives a positive weight, one of the other sign still doesn't."""
+    params = parameters(name, seed, .2)
+    usual, large = np.clip(gradients(steps), -.9, .9), np.full((steps, 3), 300, np.float32)
+    if generated(name, [large], params)[0] < generated(name, [-large], params)[0]:
+        large = -large
+    weights = [generated(name, [array], params).max() for array in (-large, usual, large)]
+    assert max(weights[:2]) + .02 < weights[2]
+    params[-1] -= weights[2] - .001
+    for array, answer in (-large, True), (large, False):
+        both = np.concatenate((usual, array), axis=1)
+        assert (generated(name, [both], params).max() < 0) == answer == is_negative(name, [both], params)
+    assert is_negative(name, [np.tile(-large, 9)], params)
+    monkeypatch.setattr(bounds, 'BOXES', 26)  # too few for 27 of them
+    assert not is_negative(name, [np.tile(-large, 9)], params)
+
+
 def test_as_far_as_the_largest_gradient_of_any_step():
     """d's first gate opens for large gradients alone: with one at the second step, its fast weight is above 0."""
     params = [np.zeros(shape, np.float32) for shape in SHAPES['lstm']]
