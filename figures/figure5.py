@@ -69,7 +69,7 @@ def run():
                       and is_papers(trained, train_omniglot.usual_classes(trained), train_omniglot.SIZES))
         paper = PAPER[trained['variant']] if comparable else None
         final_test(model, {len(digits): sampler}, n_test_episodes, train_omniglot.label(trained, source),
-                   {len(digits): paper}, rows.append)
+                   {len(digits): paper}, lambda row, trained=trained: rows.append({**row, 'seed': trained['seed']}))
     with plain_errors():
         os.makedirs(out, exist_ok=True)
         path = os.path.join(out, 'figure5.csv')
@@ -83,8 +83,8 @@ def draw(path, picture):
     bars = [(f'{name}, the paper', value, None, 'lightgrey') for name, value in {**OTHERS, **PAPER}.items()]
     pixels = float(rows[0]['pixels']), float(rows[0]['pixels_interval'])
     bars.append(('nearest neighbour on pixels', *pixels, 'tab:orange'))
-    bars += [(row['model'].replace(', tested on', ',\ntested on'), float(row['accuracy']), float(row['interval']),
-              'tab:blue') for row in rows]
+    bars += [(f'{row["model"]}, seed {row["seed"]}'.replace(', tested on', ',\ntested on'), float(row['accuracy']),
+              float(row['interval']), 'tab:blue') for row in rows]
     figure, axes = new_picture(9, 1 + 0.45 * len(bars))
     names, values, halves, colours = zip(*reversed(bars))
     axes.barh(range(len(bars)), values, xerr=[half or 0 for half in halves], color=colours)

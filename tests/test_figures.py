@@ -181,12 +181,14 @@ FIVE = ['--models=model.npz', '--out=here']
 
 def test_figure5_tests_every_model_and_its_average(folder, capsys):
     train('train_omniglot', '--input_path=characters')
-    train('train_omniglot', '--input_path=characters', '--variant=MetaNet-', '--average_decay=0', '--out=minus')
+    train('train_omniglot', '--input_path=characters', '--variant=MetaNet-', '--average_decay=0', '--seed=3',
+          '--out=minus')
     capsys.readouterr()
     figure5.main(['--models=here/model.npz, minus/model.npz', '--n_test_episodes=3', '--n_queries=2', '--out=five'])
     lines = capsys.readouterr().out.splitlines()
     table = rows('five/figure5.csv')
     assert [row['model'] for row in table] == [line.rsplit(', 10-way 1-shot', 1)[0] for line in lines]
+    assert [row['seed'] for row in table] == ['0', '0', '3']
     for row, name in zip(table, ('MetaNet (4 filters, last iterate)', 'MetaNet (4 filters, averaged weights)',
                                  'MetaNet- (4 filters)')):
         assert row['model'].startswith(f'{name} trained 5-way, on own data (characters), tested on few digits')
