@@ -178,14 +178,14 @@ def draw(paths, picture):
         rows = read_table(path)
         tables.setdefault(rows[0]['centred'], []).append(rows)
     figure, panels = new_picture(6.5 * len(tables), 4.5, len(tables))
-    for axes, (kind, runs) in zip(np.ravel(panels), tables.items()):
+    for axes, (kind, runs) in zip(np.ravel(panels), sorted(tables.items())):
         for rows, style in zip(runs, itertools.cycle(('-', '--', ':', '-.'))):
             for i, filters in enumerate(dict.fromkeys(row['filters'] for row in rows)):
                 chosen = [row for row in rows if row['filters'] == filters]
                 axes.errorbar([int(row['episodes']) for row in chosen], [float(row['accuracy']) for row in chosen],
                               [float(row['interval']) for row in chosen], linestyle=style, color=f'C{i}', capsize=2,
                               label=f'{filters} filters, {"fixed" if i else "trained"}, seed {chosen[0]["seed"]}')
-        axes.set(title=f'centred: {kind}' if kind else '', xlabel='training episodes', ylabel='accuracy (%)',
+        axes.set(title=f'centred: {kind}' if kind else 'MetaNet', xlabel='training episodes', ylabel='accuracy (%)',
                  ylim=(0, 100))
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8)
