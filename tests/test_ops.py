@@ -407,6 +407,14 @@ def test_threads_change_nothing(name, monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize('asked, threads', [('1', 1), ('', None), ('99999', None), ('0', None), ('4,2', None)])
+def test_fewer_threads_can_be_asked_for(asked, threads, monkeypatch):
+    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    cores = ops.blocks._threads()
+    monkeypatch.setenv('OMP_NUM_THREADS', asked)
+    assert ops.blocks._threads() == (threads or cores)
+
+
 def test_blas_threads_are_restored():
     def blas():
         return [library['num_threads'] for library in threadpoolctl.threadpool_info() if library['user_api'] == 'blas']
