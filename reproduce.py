@@ -58,7 +58,10 @@ def check(args):
     if (args.scheduler or args.gpus or (args.jobs or 1) > 1) and not engines.has_dask():
         raise ValueError('several runs at a time need Dask: pip install distributed, or give --jobs 1')
     if args.jobs is None:
-        args.jobs = max(1, engines.gpus() if args.gpus else engines.cores()) if engines.has_dask() else 1
+        args.jobs = engines.cores() if engines.has_dask() else 1
+        if args.gpus:
+            from ops.device import n_gpus  # with Chainer, which takes a while
+            args.jobs = max(1, n_gpus())
     if args.gpus:
         args.further += ['--gpu', '0']  # of those that the run sees
     args.out = os.path.abspath(args.out or os.path.join('result', 'reproduce_quick' if args.quick else 'reproduce'))

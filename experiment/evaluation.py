@@ -71,12 +71,14 @@ def pixel_accuracy(sampler, n_episodes):
     """
     accuracies, device = [], sampler.xp
     sampler.xp = np  # scikit-learn's place
-    for _ in range(n_episodes):
-        support_x, support_y, query_x, query_y = sampler.sample()
-        neighbours = NearestNeighbors(n_neighbors=1).fit(support_x.reshape(len(support_x), -1))
-        nearest = neighbours.kneighbors(query_x.reshape(len(query_x), -1), return_distance=False)[:, 0]
-        accuracies.append(np.mean(support_y[nearest] == query_y))
-    sampler.xp = device
+    try:
+        for _ in range(n_episodes):
+            support_x, support_y, query_x, query_y = sampler.sample()
+            neighbours = NearestNeighbors(n_neighbors=1).fit(support_x.reshape(len(support_x), -1))
+            nearest = neighbours.kneighbors(query_x.reshape(len(query_x), -1), return_distance=False)[:, 0]
+            accuracies.append(np.mean(support_y[nearest] == query_y))
+    finally:
+        sampler.xp = device
     return np.array(accuracies)
 
 

@@ -24,12 +24,6 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
 
-def gpus():
-    """How many GPUs this process may use."""
-    from ops.device import n_gpus
-    return n_gpus()
-
-
 def run_here(tasks, progress):
     """Runs tasks, as `plan.task_of` makes them, in order; tells `progress`, a `progress.Progress`, of each.
 
@@ -195,10 +189,7 @@ def _failed(task, error):
 def _place(out):
     """What tells one folder of runs from a later one of the same path: a word in a file there, made if need be."""
     path = os.path.join(out, '.place')
-    try:
-        with open(path, encoding='utf-8') as file:
-            return file.read()
-    except FileNotFoundError:
-        with open(path, 'w', encoding='utf-8') as file:
-            file.write(secrets.token_hex(8))
-        return _place(out)
+    with contextlib.suppress(FileExistsError), open(path, 'x', encoding='utf-8') as file:
+        file.write(secrets.token_hex(8))
+    with open(path, encoding='utf-8') as file:
+        return file.read()

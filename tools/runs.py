@@ -97,22 +97,24 @@ def read_runs(path=RUNS):
             Or there is no such column.
         OSError: the file cannot be read.
     """
-    first, tests = {}, {}
+    first, runs = {}, {}
     for line, row in _rows(path):
         try:
             name = row['name']
             _check(row, first.setdefault(name, row))
+            if name not in runs:
+                runs[name] = _run(row)
+            run = runs[name]
             test = Test(row['weights'], int(row['way_tested']), int(row['shot']), _number(row['accuracy']),
                         _number(row['interval']), int(row['test_episodes']), shlex.split(row['test_options']))
-            kind = test.weights, test.way, test.shot
-            if kind in tests.setdefault(name, {}):
+            if run.test(test.way, test.shot, test.weights):
                 raise ValueError(f'{name} has such a test already: leave one of the two')
-            tests[name][kind] = test
+            run.tests.append(test)
         except ValueError as error:
             raise ValueError(f'{path}, line {line}: {error}') from error
         except KeyError as error:
             raise ValueError(f'{path} has no column {error}') from error
-    return {name: _run(row, list(tests[name].values())) for name, row in first.items()}
+    return runs
 
 
 def _rows(path):
@@ -137,15 +139,10 @@ def _check(row, first):
     if changed:
         raise ValueError(f'{", ".join(changed)} not as in the first row of {row["name"]}: leave empty, or give the run '
                          'another name')
-    for column in _WHOLE:
-        int(row[column] or 0)
 
 
 _OF_THE_RUN = ('data', 'split', 'way_trained', 'model', 'setting', 'seed', 'episodes', 'script', 'options', 'hours',
                'hardware', 'log', 'broke_down', 'live', 'remark')
-
-
-_WHOLE = 'way_trained', 'seed', 'episodes'
 
 
 def _number(text):
@@ -153,12 +150,13 @@ def _number(text):
     return text
 
 
-def _run(row, tests):
-    whole = {name: int(row[name]) if row[name] else None for name in _WHOLE}
+def _run(row):
+    """The run that its first row describes, without tests yet."""
+    whole = {name: int(row[name]) if row[name] else None for name in ('way_trained', 'seed', 'episodes')}
     return Run(name=row['name'], data=row['data'], split=row['split'], way=whole['way_trained'], model=row['model'],
                setting=row['setting'], seed=whole['seed'], episodes=whole['episodes'], script=row['script'],
                options=shlex.split(row['options']), hours=row['hours'], hardware=row['hardware'], log=row['log'],
-               broke_down=row['broke_down'] == 'yes', live=row['live'], remark=row['remark'], tests=tests)
+               broke_down=row['broke_down'] == 'yes', live=row['live'], remark=row['remark'], tests=[])
 
 
 def read_paper(path=PAPER):
