@@ -1,10 +1,11 @@
 """What is not in the paper: each has a setting of its own in the scripts, and is named in every line of results."""
 
-from metanet import FastLayer, Memory, MetaNet, SoftmaxLayer
+from metanet import FastLayer, Memory, MetaNet, Network, SoftmaxLayer
 from ops.compat import F, chainer, training
 from ops.lazy import made, needed
 
 CENTRED = 'conv', 'fc', 'keys'  # what `CentredMetaNet` centres
+VIEWS = 'shifted', 'mirrored'  # what `Views` looks at besides an image itself
 
 
 class CentredMemory(Memory):
@@ -55,6 +56,56 @@ class CentredMetaNet(MetaNet):
 def _centred(weights, n_axes):
     """Weights less their mean over the last axes, those of an output's inputs."""
     return weights - F.broadcast_to(F.mean(weights, axis=tuple(range(-n_axes, 0)), keepdims=True), weights.shape)
+
+
+class Views(Network):
+    """An embedding that looks several times: the key of an image is the mean of those of its views.
+
+    It does so where nothing is differentiated. Loss gradients, the meta information, are of the images as they are.
+
+    Args:
+        network: the embedding, a `Network`.
+        views: one or both of 'shifted': four more views, shifted left, right, up and down by a 14th of the sides, what
+            comes in being the outermost pixels again; 'mirrored': each view and its mirror image. Both have a comma and
+            a space between them.
+
+    Raises:
+        ValueError: `views` is something else.
+    """
+
+    def __init__(self, network, views):
+        names = views.split(', ')
+        if not set(names) <= set(VIEWS):
+            raise ValueError(f'views = {views!r}: name one or both of {", ".join(VIEWS)}, as in "{", ".join(VIEWS)}"')
+        super().__init__(network.n_out)
+        self.views = names
+        with self.init_scope():
+            self.network = network
+
+    def add_way(self, way):
+        self.network.add_way(way)
+
+    def softmax(self, way):
+        return self.network.softmax(way)
+
+    def forward(self, x):
+        if chainer.config.enable_backprop:
+            return self.network(x)
+        images = [chainer.as_variable(x).array]
+        if 'shifted' in self.views:
+            images = _shifted(images[0], self.xp)
+        if 'mirrored' in self.views:
+            images += [image[..., ::-1] for image in images]
+        return sum(self.network(image) for image in images) / len(images)
+
+
+def _shifted(images, xp):
+    """A list of five arrays: the images (n, channels, height, width), and shifted by a 14th of their width."""
+    height, width = images.shape[2:]
+    by = max(1, round(width / 14))
+    wide = xp.pad(images, ((0, 0), (0, 0), (by, by), (by, by)), 'edge')
+    return [wide[:, :, by + down:by + down + height, by + right:by + right + width]
+            for down, right in ((0, 0), (0, by), (0, -by), (by, 0), (-by, 0))]
 
 
 def watched(memory, see):

@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 import data
-from beyond import Average, CentredMetaNet, Health
+from beyond import Average, CentredMetaNet, Health, Views
 from experiment.checkpoints import WEIGHTS, check_folder, claim, class_names, load_model, save_models, take_weights
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
@@ -35,6 +35,7 @@ input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz fr
 out = 'result/mini_imagenet'  # folder for log, learning curve, snapshots and the trained models
 evaluate = ''  # npz of a trained model, best.npz or model.npz: tests it; trains nothing, saves no results
 evaluate_on = 'test'  # classes that it is tested on: 'test', 'dev', or 'train', to see what is lost on new ones
+views = ''  # extension, of evaluate: what else u sees of an image, some of 'shifted, mirrored', for the mean of keys
 start_from = ''  # extension: npz of a trained model whose weights a new run starts from; '': weights of its own
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
@@ -89,7 +90,7 @@ CHECKS = {
 EARLIER = {'channels': 3, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
            'clipping': 'together', 'average_decay': 0, 'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
-TEST_SETTINGS = ('evaluate_on', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
+TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_test_episodes', 'inserted_scale')
 # The paper's sizes of a model. Others are named in results, and not compared with the paper's.
 SIZES = {'n_filters': 32, 'n_slow': 3, 'n_steps': 10}
@@ -185,11 +186,13 @@ def evaluate_model(settings, given):
     start = sampler.get_state()
     for weights in trained['all_weights']:
         metanet, trained = load(evaluate, [n_outputs_test], inserted_scale, weights)
+        if views:
+            metanet.embed = Views(metanet.embed, views)
         metanet.to_device(device)
         sampler.set_state(start)
         result = interval(100 * test(metanet, sampler, n_test_episodes, 'test')[:, 1])
         sampler.set_state(start)
-        report(trained, source, sampler, result, classes=evaluate_on)
+        report(dict(trained, views=views), source, sampler, result, classes=evaluate_on)
 
 
 def task_sampler(classes, kind, way, shot, n_query, xp, distortion=0):

@@ -17,7 +17,7 @@ import os
 import numpy as np
 
 import data
-from beyond import Average, CentredMetaNet, Health
+from beyond import Average, CentredMetaNet, Health, Views
 from experiment.checkpoints import check_folder, claim, class_names, load_model, save_models, take_weights
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
@@ -36,6 +36,7 @@ split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964,
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
 evaluate = ''  # npz of a trained model: tests it on the test classes of its own split; trains nothing, saves no results
 evaluate_on = 'test'  # 'train': tests it on the classes it was trained on instead, to see what is lost on new ones
+views = ''  # extension, of evaluate: what else u sees of an image, some of 'shifted, mirrored', for the mean of keys
 start_from = ''  # extension: npz of a trained model whose weights a new run starts from; '': weights of its own
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
@@ -91,7 +92,7 @@ CHECKS = {
 EARLIER = {'channels': 1, 'image_size': 28, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
            'clipping': 'together', 'average_decay': 0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
-TEST_SETTINGS = ('evaluate_on', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
+TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_final_episodes', 'inserted_scale')
 # The paper's sizes of a model. Others are named in results, and not compared with the paper's.
 SIZES = {'n_filters': 64, 'n_steps': 5}
@@ -194,8 +195,10 @@ def evaluate_model(settings, given):
         samplers = test_samplers(classes, ways, 2, device.xp)
         models = {weights: load(evaluate, ways, inserted_scale, weights)[0] for weights in trained['all_weights']}
         for model in models.values():
+            if views:
+                model.embed = Views(model.embed, views)
             model.to_device(device)
-    test_models(models, trained, samplers, source, classes=evaluate_on)
+    test_models(models, dict(trained, views=views), samplers, source, classes=evaluate_on)
 
 
 def test_samplers(classes, ways, kind, xp):

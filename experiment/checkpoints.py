@@ -16,7 +16,7 @@ from sources.files import clear_strays, replacing
 
 # Settings that a continued run may change: where it runs, its final test, and how long it runs unless the learning rate
 # depends on that.
-CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate', 'evaluate_on'
+CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate', 'evaluate_on', 'views'
 
 # How a model's weights are called, in results and in files, where there is also their average.
 WEIGHTS = {'last': 'last iterate', 'average': 'averaged weights'}

@@ -6,7 +6,7 @@ import os
 import re
 import typing
 
-from beyond import CENTRED
+from beyond import CENTRED, VIEWS
 from experiment.console import plain_errors
 from sources.distortion import MOST
 from sources.files import printable
@@ -107,6 +107,7 @@ COMMON = {
     'input_path': path_of('a folder'),
     'out': path_of('a folder'),
     'evaluate': path_of('the npz of a trained model', optional=True),
+    'views': some_of(*VIEWS),
     'start_from': path_of('the npz of a trained model', optional=True),
     'gpu': whole(-1, 1000),
     'seed': whole(0, 2 ** 32 - 1),  # what NumPy takes
@@ -155,9 +156,10 @@ def check(settings, checks, given=()):
     if settings.get('n_decay') and settings.get('inverse_decay'):
         raise ValueError(f'n_decay = {settings["n_decay"]} and inverse_decay = {settings["inverse_decay"]}: the '
                          'learning rate can fall in one way alone, set one of them to 0')
-    if settings.get('evaluate') == '' and settings.get('evaluate_on', 'test') != 'test':
-        raise ValueError(f'evaluate_on = {settings["evaluate_on"]!r} is for the test of a trained model: give its npz '
-                         '(evaluate), or leave it out')
+    for name, usual in ('evaluate_on', 'test'), ('views', ''):
+        if settings.get('evaluate') == '' and settings.get(name, usual) != usual:
+            raise ValueError(f'{name} = {settings[name]!r} is for the test of a trained model: give its npz '
+                             '(evaluate), or leave it out')
 
 
 def shortened(value):

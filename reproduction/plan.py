@@ -11,7 +11,7 @@ from tools.runs import ROOT, read_paper, read_runs, table_names
 QUICK = {'n_epoch': (10, 1), 'n_episodes': (10, 1), 'n_decay': (10, 0), 'n_test_episodes': (100, 2),
          'n_dev_episodes': (100, 2), 'n_final_episodes': (100, 2)}  # setting: (divisor, least)
 # Of a script's TEST_SETTINGS, those that a test of docs/runs.csv sets for itself.
-OF_A_TEST = 'evaluate_on', 'n_outputs_test', 'nb_samples_per_class_test', 'inserted_scale'
+OF_A_TEST = 'evaluate_on', 'views', 'n_outputs_test', 'nb_samples_per_class_test', 'inserted_scale'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from small_models import episode, fast_weights, small_model
 
-from beyond import CentredMemory, CentredMetaNet, Health
+from beyond import CentredMemory, CentredMetaNet, Health, Views
 from metanet import CNN, FastLinear, Memory, MetaNet, Network, augmented
 from ops.compat import chainer
 from ops.lazy import Deferred, made
@@ -111,3 +111,24 @@ def test_layers_that_are_called_by_name_are_counted():
     with Health(model) as found:
         model(*episode(5, 1)[:3])
     assert len(found['alive/embed/fc1']) == 2
+
+
+def test_the_key_of_several_views_is_the_mean_of_theirs():
+    network = CNN(3, activation=None)
+    x = np.random.RandomState(0).uniform(0, 1, (4, 1, 28, 28)).astype(np.float32)
+    up, right = np.concatenate((x[:, :, 2:], x[:, :, -1:], x[:, :, -1:]), 2), np.concatenate(
+        (x[..., :1], x[..., :1], x[..., :-2]), 3)
+    down, left = np.concatenate((x[:, :, :1], x[:, :, :1], x[:, :, :-2]), 2), np.concatenate(
+        (x[..., 2:], x[..., -1:], x[..., -1:]), 3)
+    shifted = [x, up, right, down, left]
+    with chainer.no_backprop_mode():
+        for views, images in (('shifted', shifted), ('mirrored', [x, x[..., ::-1]]),
+                              ('shifted, mirrored', shifted + [image[..., ::-1] for image in shifted])):
+            mean = sum(network(np.ascontiguousarray(image)).array for image in images) / len(images)
+            np.testing.assert_allclose(Views(network, views)(x).array, mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(Views(network, 'shifted')(x).array, network(x).array)  # what gradients are of
+
+
+def test_other_views_are_refused():
+    with pytest.raises(ValueError, match="views = 'turned': name one or both of shifted, mirrored"):
+        Views(CNN(3), 'turned')

@@ -163,6 +163,9 @@ def test_the_classes_of_a_test_are_chosen_with_the_model_to_test():
     check({'evaluate_on': 'train'}, checks)  # settings of a file
     with pytest.raises(ValueError, match="evaluate_on = 'train' is for the test of a trained model: give its npz"):
         check({'evaluate': '', 'evaluate_on': 'train'}, checks)
+    checks = {'evaluate': COMMON['evaluate'], 'views': COMMON['views']}
+    with pytest.raises(ValueError, match="views = 'shifted' is for the test of a trained model: give its npz"):
+        check({'evaluate': '', 'views': 'shifted'}, checks)
 
 
 def test_the_learning_rate_falls_in_one_way_alone():
