@@ -381,7 +381,7 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
         missing = sorted(name for name in ours if name not in its)
         if missing:
             raise ValueError(f'it lacks {", ".join(missing)}')
-        _Reader(its).load(model)
+        _fill(model, its)
     except (KeyError, TypeError, ValueError, IndexError, MemoryError) as error:
         raise ValueError(f'{path} is not a model that this script, as it is now, has trained ({error}): {REMEDY}'
                          ) from error
@@ -411,10 +411,8 @@ def take_weights(out, path, load, model, way):
     same = settings['n_outputs_train'] == way
     its = {name: array for name, array in _arrays(trained).items() if same or '/softmax' not in name}
     own = {name: array for name, array in _arrays(model).items() if '/softmax' in name}
-    reader = _Reader({**own, **its})
     try:
-        reader.load(model)
-        lost = sorted(name for name in its if name not in reader.used)
+        lost = sorted(set(its) - _fill(model, {**own, **its}))
         if lost:
             raise ValueError(f'it has {", ".join(lost)}, too')
     except ValueError as error:
@@ -441,6 +439,15 @@ def _arrays(model):
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(model)
     return serializer.target
+
+
+def _fill(model, arrays):
+    """Gives a model {name: array}, in the order of names, for that of Chainer, a set, varies; returns names used."""
+    reader = _Reader(arrays)
+    for name, array in sorted(_arrays(model).items()):
+        reader(name, array)
+    reader.load(model)
+    return reader.used
 
 
 def _group(arrays, weights):
