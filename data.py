@@ -66,13 +66,14 @@ class EpisodeSampler:
         xp: the module of the arrays, numpy or cupy.
         distortion: how far each image is turned, stretched and shifted besides, anew each time, 0 to 3; at 1 by up to
             10 degrees, 10 % and a 14th of its sides. Not in the paper.
+        mirror: each image has its left and right exchanged, or not, at random. Not in the paper.
 
     Raises:
         ValueError: way, shot or n_query is too small, distortion out of its range, there are too few classes or images
             for them, images are not uint8, or images to rotate are not square.
     """
 
-    def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np, distortion=0):
+    def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np, distortion=0, mirror=False):
         if not 0 <= distortion <= MOST:
             raise ValueError(f'distortion is {distortion}, but must be from 0 to {MOST}')
         for setting, value, least in ('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1):
@@ -101,6 +102,7 @@ class EpisodeSampler:
         self.n_query = n_query
         self.rotate = rotate
         self.distortion = distortion
+        self.mirror = mirror
         self.xp = xp
         self._classes = list(classes.values())
         self._rng = np.random.RandomState(seed)
@@ -115,8 +117,10 @@ class EpisodeSampler:
         """Draw an Episode."""
         support, query = [], []
         picks, support_order, query_order = self._draw()
-        for i, chosen, turns, distortions in picks:
+        for i, chosen, turns, mirrored, distortions in picks:
             images = np.rot90(self._classes[i][chosen], turns, axes=(1, 2))
+            if self.mirror:
+                images = np.where(mirrored.reshape(-1, *[1] * (images.ndim - 1)), images[:, :, ::-1], images)
             if self.distortion:
                 images = np.stack([distorted(image, draws) for image, draws in zip(images, distortions)])
             support.append(images[:self.shot])
@@ -129,13 +133,14 @@ class EpisodeSampler:
             self._draw()
 
     def _draw(self):
-        """All that is random in an episode: (class, images, quarter turns, distortions) by label, and two orders."""
+        """All that is random: (class, images, quarter turns, which to mirror, distortions) by label, and two orders."""
         picks = []
         for i in self._rng.permutation(len(self._classes))[:self.way]:
             chosen = self._rng.permutation(len(self._classes[i]))[:self.shot + self.n_query]
             turns = self._rng.randint(4) if self.rotate else 0
+            mirrored = self.mirror and self._rng.randint(2, size=len(chosen)).astype(bool)
             distortions = self.distortion and self._rng.uniform(-1, 1, (len(chosen), N_DRAWS)) * self.distortion
-            picks.append((i, chosen, turns, distortions))
+            picks.append((i, chosen, turns, mirrored, distortions))
         return picks, self._rng.permutation(self.way * self.shot), self._rng.permutation(self.way * self.n_query)
 
     def _shuffle(self, images, order):

@@ -25,7 +25,7 @@ from experiment.evaluation import Best, Tasks, interval, test
 from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.results import is_papers, model_name, report_result, result_label, write_results
-from experiment.settings import COMMON, configured, one_of, refuse_conflicts, refuse_images, whole
+from experiment.settings import COMMON, configured, flag, one_of, refuse_conflicts, refuse_images, whole
 from metanet import CNN, MLP, MetaNet
 from ops.compat import chainer, training
 from ops.device import use as use_device
@@ -48,6 +48,7 @@ nb_samples_per_class_test = 1  # shot: support images a class, dev and test
 n_queries = 15  # query images a class, training
 n_queries_test = 15  # query images a class, dev and test
 distortion = 0.0  # extension: how far training images are turned, stretched and shifted; 1: 10 degrees, 10 %, a 14th
+mirror = False  # extension: training images have left and right exchanged at random
 # training
 n_epoch = 20  # epochs to train
 n_episodes = 500  # training episodes of an epoch
@@ -81,14 +82,16 @@ CHECKS = {
     'n_queries_test': whole(1),
     'n_dev_episodes': whole(1),
     'n_test_episodes': whole(2),
+    'mirror': flag(),
     'model': one_of('partial', 'partial, u'),
     'n_slow': whole(0, 5),
     'channels': whole(3, 3),
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 3, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
-           'clipping': 'together', 'average_decay': 0, 'n_queries_test': lambda settings: settings.get('n_queries')}
+EARLIER = {'channels': 3, 'start_from': '', 'distortion': 0.0, 'mirror': False, 'inverse_decay': 0,
+           'amsgrad': False, 'clipping': 'together', 'average_decay': 0,
+           'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_test_episodes', 'inserted_scale')
@@ -121,7 +124,7 @@ def train_model(settings):
         device = use_device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
         sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, n_queries, device.xp,
-                               distortion)
+                               distortion, mirror)
         tested = n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp
         dev_sampler, test_sampler = task_sampler(dev_classes, 1, *tested), task_sampler(test_classes, 2, *tested)
         channels, image_size = data.image_shape(train_classes)
@@ -195,9 +198,10 @@ def evaluate_model(settings, given):
         report(dict(trained, views=views), source, sampler, result, classes=evaluate_on)
 
 
-def task_sampler(classes, kind, way, shot, n_query, xp, distortion=0):
+def task_sampler(classes, kind, way, shot, n_query, xp, distortion=0, mirror=False):
     """`data.EpisodeSampler`; another `kind`, other episodes."""
-    return data.EpisodeSampler(classes, way, shot, n_query, seed=(seed, kind), xp=xp, distortion=distortion)
+    return data.EpisodeSampler(classes, way, shot, n_query, seed=(seed, kind), xp=xp, distortion=distortion,
+                               mirror=mirror)
 
 
 def report(trained, source, sampler, result, keep=None, classes='test'):

@@ -1,8 +1,10 @@
 """What is shown of runs: one display for all, and the table with the paper's numbers beside ours."""
+import re
 import sys
 import time
 
 from sources.files import printable, replacing
+from tools.runs import test_kind
 
 EVERY = 60  # seconds between lines where the output is no terminal
 
@@ -140,17 +142,24 @@ def table_of(parts, outcomes, paper, quick=False):
         for row in outcome['rows']:
             way, shot = int(row['way']), int(row['shot'])
             if (way, shot) in part.wanted:
-                weights = 'average' if 'averaged weights' in row['label'] else 'last'
-                before = run.test(way, shot, weights)
+                kind = _kind(row['label'])
+                before = run.test(way, shot, kind)
                 value = paper.get((run.data, run.split, run.model, run.way, way)) if shot == 1 else None
                 ours = f'{row["accuracy"]} ± {row["interval"]} %' + (f' on {outcome["source"]}' if strange else '')
-                rows.append((*about, f'{way}-way {shot}-shot', weights, ours, row['episodes'],
+                rows.append((*about, f'{way}-way {shot}-shot', kind, ours, row['episodes'],
                              f'{before.accuracy} ± {before.interval} %' if before else '',
                              f'{value} %' if value and not strange else ''))
     lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
     lines.insert(1, '|---' * len(rows[0]) + '|')
     note = 'Trained and tested on a hundredth of the episodes: these are no results.\n\n' if quick else ''
     return note + '\n'.join(lines) + '\n'
+
+
+def _kind(label):
+    """The `tools.runs.test_kind` that a line of results names."""
+    weights = 'average' if 'averaged weights' in label else 'last'
+    views = re.search('views: (shifted, mirrored|mirrored, shifted|shifted|mirrored)', label)
+    return test_kind(weights, views and views[1])
 
 
 def write_table(path, text):

@@ -129,6 +129,18 @@ def test_every_image_is_distorted_on_its_own_and_the_more_the_further():
     assert 0 == far[0] < far[1] < far[2]
 
 
+@pytest.mark.parametrize('shape', [(6, 6), (4, 6, 3)])
+def test_every_image_is_mirrored_on_its_own_or_not(shape):
+    classes = {name: np.random.RandomState(name).randint(256, size=(20, *shape)).astype(np.uint8) for name in range(4)}
+    known = np.concatenate([np.reshape(images, (20, *shape[:2], -1)) for images in classes.values()])
+    found = []
+    for episode in data.EpisodeSampler(classes, 4, 2, 10, mirror=True).sample()[::2]:
+        for image in np.rint(episode * 255).transpose(0, 2, 3, 1):
+            found.append([bool((images == image).all((1, 2, 3)).any()) for images in (known, known[:, :, ::-1])])
+    assert all(sum(here) == 1 for here in found)
+    assert 10 < sum(plain for plain, _ in found) < 38
+
+
 def test_episodes_depend_on_the_seed_alone():
     def draw(seed):
         sampler = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=seed)
@@ -144,9 +156,9 @@ def test_episodes_depend_on_the_seed_alone():
     assert np.array_equal(before, np.random.get_state()[1])
 
 
-@pytest.mark.parametrize('distortion', [0, 1])
-def test_a_sampler_goes_on_exactly_from_a_saved_state(tmp_path, distortion):
-    sampler = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=1, distortion=distortion)
+@pytest.mark.parametrize('extensions', [{}, {'distortion': 1}, {'mirror': True}])
+def test_a_sampler_goes_on_exactly_from_a_saved_state(tmp_path, extensions):
+    sampler = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=1, **extensions)
     for _ in range(9):
         sampler.sample()
     np.savez(tmp_path / 'state.npz', state=sampler.get_state())
@@ -154,7 +166,7 @@ def test_a_sampler_goes_on_exactly_from_a_saved_state(tmp_path, distortion):
     with np.load(tmp_path / 'state.npz') as archive:
         state = archive['state']
     assert state.dtype == np.uint32 and state.ndim == 1
-    other = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=2, distortion=distortion)
+    other = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=2, **extensions)
     other.set_state(state)
     assert np.array_equal(other.get_state(), state)
     assert all(same(other.sample(), episode) for episode in expected)

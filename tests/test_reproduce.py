@@ -1,4 +1,5 @@
 """reproduce.py: what it runs, that runs go on, end alone and come to the script's own numbers, and its tables."""
+import dataclasses
 import importlib.util
 import json
 import os
@@ -303,6 +304,20 @@ def test_the_table_has_the_papers_numbers_beside_ours_and_says_what_is_to_come()
     assert lines[2].endswith('| last | 98.11 ± 0.07 % | 10000 | 98.10 ± 0.07 % | 98.95 % |')
     assert '98.11 ± 0.07 % on invented characters' in lines[3] and '98.95' not in lines[3]
     assert '| to come |' in lines[4]
+
+
+@pytest.mark.parametrize('label, kind', [
+    ('MetaNet (last iterate)', 'last'), ('MetaNet (averaged weights, centred: fc)', 'average'),
+    ('MetaNet (last iterate, views: shifted, alpha 0.01)', 'last, views: shifted'),
+    ('MetaNet (averaged weights, views: shifted, mirrored, alpha 0.01)', 'average, views: shifted, mirrored')])
+def test_the_kind_of_a_test_is_read_from_its_line(label, kind):
+    run = runs.Run(*[None] * 16, tests=[runs.Test(kind.split(',')[0], 5, 1, '97.0', '0.1', 1000, [
+        '--views', kind.split(': ')[1]] if 'views' in kind else [])])
+    rows = [{'label': label, 'way': '5', 'shot': '1', 'accuracy': '97.01', 'interval': '0.1', 'episodes': '9'}]
+    run = dataclasses.replace(run, name='9A', model='MetaNet', data='Omniglot')
+    outcomes = {'9A': {'state': 'done', 'source': 'Omniglot', 'rows': rows}}
+    table = progress.table_of([plan.Part(run, {(5, 1)})], outcomes, {})
+    assert f'| {kind} | 97.01 ± 0.1 % | 9 | 97.0 ± 0.1 % |' in table
 
 
 def test_where_the_papers_tables_differ_the_one_asked_for_counts():

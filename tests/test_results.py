@@ -79,8 +79,9 @@ def test_a_runs_options_are_settings_of_its_script_and_agree_with_its_columns(na
         assert [option for option in given if option not in script] == []
         ways = given.get('n_outputs_test', value('n_outputs_test') if not test.options else str(run.way))
         assert str(test.way) in ways.split(',')
-        default = value('n_test_episodes' if run.split == '' else 'n_final_episodes') if not test.options else '1000'
-        assert int(given.get('n_final_episodes', default)) == test.episodes
+        of_tests = 'n_test_episodes' if run.split == '' else 'n_final_episodes'
+        default = str(script[of_tests]) if test.options else value(of_tests)
+        assert int(given.get(of_tests, default)) == test.episodes
         assert int(given.get('nb_samples_per_class_test', '1')) == test.shot
 
 
@@ -115,7 +116,17 @@ def test_a_further_row_adds_a_test_to_its_run(tmp_path):
     runs_read = read(tmp_path, RUN + '9A,average,20,1,95.0,0.1,500,--n_outputs_test 20' + ',' * 15 + '\n')
     assert [(test.weights, test.way, test.episodes) for test in runs_read['9A'].tests] == [
         ('last', 5, 1000), ('average', 20, 500)]
-    assert runs_read['9A'].test(20, weights='average').options == ['--n_outputs_test', '20']
+    assert runs_read['9A'].test(20, kind='average').options == ['--n_outputs_test', '20']
+
+
+def test_a_test_with_views_is_another_one(tmp_path):
+    row = '9A,last,5,1,{},0.1,1000,{}' + ',' * 15 + '\n'
+    views = '"--views ""shifted, mirrored"" --seed 1"'
+    run = read(tmp_path, RUN + row.format(99.1, '--views shifted') + row.format(99.2, views))['9A']
+    assert [run.test(5, kind=kind).accuracy for kind in ('last, views: shifted', 'last, views: shifted, mirrored')] == [
+        '99.1', '99.2']
+    with pytest.raises(ValueError, match='line 4.*9A has such a test already'):
+        read(tmp_path, RUN + 2 * row.format(99.1, '--views shifted'))
 
 
 @pytest.mark.parametrize('row, words', [

@@ -30,6 +30,9 @@ def test_the_best_models_test_is_the_result(script, capsys, model, centred, name
         call(script, '--evaluate', f'here/{best}.npz', '--n_test_episodes=2', '--n_queries_test=2',
              '--input_path=images')
         assert capsys.readouterr().out.splitlines() == [line]
+    call(script, '--evaluate=here/best.npz', '--n_test_episodes=2', '--n_queries_test=2', '--input_path=images',
+         '--views=mirrored')
+    assert ', views: mirrored' in capsys.readouterr().out
     for classes, words in ('dev', 'dev'), ('train', 'training'):
         call(script, '--evaluate=here/best.npz', '--n_test_episodes=2', '--n_queries_test=2', '--input_path=images',
              '--evaluate_on', classes)

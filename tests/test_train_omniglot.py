@@ -13,6 +13,7 @@ from small_scripts import SMALL, STROKES, TEXTURES, call, refusal, save_strokes,
 
 import data
 import train_omniglot
+from beyond import Views
 from metanet import CNN
 
 
@@ -102,6 +103,18 @@ def test_a_model_is_tested_on_the_classes_it_was_trained_on(script, trained, cap
         lines.append(capsys.readouterr().out)
     assert seen == [18, len(STROKES) - 18]
     assert 'tested on Omniglot training classes, 5-way' in lines[0] and 'tested on Omniglot, 5-way' in lines[1]
+
+
+def test_a_test_with_views_takes_their_keys_and_says_so(script, trained, capsys, monkeypatch):
+    seen = []
+    forward = Views.forward
+    monkeypatch.setattr(Views, 'forward', lambda self, x: seen.append(self.views) or forward(self, x))
+    for views in 'shifted', 'shifted, mirrored':
+        call(script, '--evaluate', str(trained / 'here/model.npz'), '--n_queries_test=2', '--n_final_episodes=3',
+             '--views', views)
+        assert f', views: {views})' in capsys.readouterr().out
+        assert seen and all(names == views.split(', ') for names in seen)
+        seen.clear()
 
 
 def test_results_name_what_was_trained_and_tested_on():

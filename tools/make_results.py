@@ -45,11 +45,11 @@ class Results:
         for run, test in entries:
             paper = self._paper(run, test)
             log = f'[{run.name}](../{run.log})' if run.log else run.name
-            rows.append([f'{test.way}-way', run.kind, _text(run.seed), test.weights, _accuracy(test), paper,
+            rows.append([f'{test.way}-way', run.kind, _text(run.seed), test.kind, _accuracy(test), paper,
                          _count(test.episodes), _count(run.episodes), run.hours, log])
             same = members[_group(run, test)]
             if len(same) > 1 and (run, test) == same[-1]:
-                rows.append(['', f'mean of {len(same)} seeds', '', test.weights, f'**{_mean(same)} %**', paper,
+                rows.append(['', f'mean of {len(same)} seeds', '', test.kind, f'**{_mean(same)} %**', paper,
                              '', '', '', ''])
         return _table(['', 'model', 'seed', 'weights', 'accuracy', 'the paper', 'test episodes', 'trained on', 'hours',
                        'run'], rows)
@@ -60,7 +60,7 @@ class Results:
         for run, test in self._own_way(data, split):
             if run.broke_down or not self._paper(run, test):
                 continue
-            kind = run.kind, test.weights
+            kind = run.kind, test.kind
             members = longest.setdefault(kind, {}).setdefault(test.way, [])
             if members and members[0][0].episodes < run.episodes:
                 members.clear()
@@ -68,8 +68,8 @@ class Results:
                 members.append((run, test))
         ways = sorted({way for cells in longest.values() for way in cells})
         rows = []
-        for (model, weights), cells in longest.items():
-            row = [model, weights]
+        for (model, test_kind), cells in longest.items():
+            row = [model, test_kind]
             for way in ways:
                 members = cells.get(way)
                 if members:
@@ -85,9 +85,9 @@ class Results:
         rows = []
         for name in names:
             run = self.runs[name]
-            for weights in dict.fromkeys(test.weights for test in run.tests):
-                tests = [run.test(way, weights=weights) for way in WAYS]
-                rows.append([f'{run.kind}, trained {run.way}-way ({name})', weights, *(
+            for kind in dict.fromkeys(test.kind for test in run.tests):
+                tests = [run.test(way, kind=kind) for way in WAYS]
+                rows.append([f'{run.kind}, trained {run.way}-way ({name})', kind, *(
                     _less(test.accuracy, self.own[run.data, run.split, run.model, test.way, test.way])
                     if test else '' for test in tests)])
         return _table(['model', 'weights', *(f'{way}-way' for way in WAYS)], rows)
@@ -99,12 +99,12 @@ class Results:
                 if run.way and any(test.way != run.way and test.shot == 1 for test in run.tests)]
         runs.sort(key=lambda run: run.way)
         for i, run in enumerate(runs):
-            for weights in dict.fromkeys(test.weights for test in run.tests):
-                tests = [run.test(way, weights=weights) for way in WAYS]
+            for kind in dict.fromkeys(test.kind for test in run.tests):
+                tests = [run.test(way, kind=kind) for way in WAYS]
                 counts = dict.fromkeys(_count(test.episodes) for test in tests if test)
                 if len(counts) > 1:
                     counts = [_count(test.episodes) if test else '' for test in tests]
-                rows.append([f'{run.way}-way', run.kind, run.name, _text(run.seed), weights,
+                rows.append([f'{run.way}-way', run.kind, run.name, _text(run.seed), kind,
                              *(_accuracy(test) if test else '' for test in tests), ', '.join(counts)])
             if i + 1 == len(runs) or runs[i + 1].way != run.way:
                 paper = [self.across.get((data, split, 'MetaNet', run.way, way)) for way in WAYS]
@@ -120,11 +120,11 @@ class Results:
         kinds = {}
         for run in runs:
             for test in run.tests:
-                key = run.episodes, _option(run), test.weights
+                key = run.episodes, _option(run), test.kind
                 kinds.setdefault(key, {})[run.seed] = run, test
         rows = []
-        for (episodes, option, weights), cells in kinds.items():
-            row = [_count(episodes), f'`{option}`' if option else 'none', weights]
+        for (episodes, option, test_kind), cells in kinds.items():
+            row = [_count(episodes), f'`{option}`' if option else 'none', test_kind]
             for seed in seeds:
                 run, test = cells.get(seed, (None, None))
                 row += [_accuracy(test), run.live] if run else ['', '']
@@ -157,9 +157,9 @@ class Results:
 
     # Numbers ----------------------------------------------------------------------------------------------------------
 
-    def accuracy(self, name, way, shot='1', weights='last'):
+    def accuracy(self, name, way, shot='1', kind='last'):
         """One test's accuracy and interval."""
-        return _accuracy(self.runs[name].test(int(way), int(shot), weights))
+        return _accuracy(self.runs[name].test(int(way), int(shot), kind))
 
     # Parts ------------------------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class Results:
 
 def _group(run, test):
     """What runs that differ in their seed alone have in common."""
-    return (run.name, test.way) if run.seed is None else (run.kind, run.way, run.episodes, _option(run), test.weights)
+    return (run.name, test.way) if run.seed is None else (run.kind, run.way, run.episodes, _option(run), test.kind)
 
 
 def _option(run):

@@ -53,6 +53,11 @@ class Test:
     episodes: int
     options: list[str]  # of `SCRIPT --evaluate MODEL`; empty: the run itself ends with this test
 
+    @property
+    def kind(self):
+        """Its weights, and what else than the images as they are made the keys."""
+        return test_kind(self.weights, dict(zip(self.options[::2], self.options[1::2])).get('--views'))
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -81,9 +86,14 @@ class Run:
         """Its model, and how that departs from the paper's."""
         return f'{self.model}, {self.setting}' if self.setting else self.model
 
-    def test(self, way, shot=1, weights='last'):
-        """The `Test` of that kind, or None."""
-        return next((test for test in self.tests if (test.way, test.shot, test.weights) == (way, shot, weights)), None)
+    def test(self, way, shot=1, kind='last'):
+        """The `Test` of that way, shot and kind, as `test_kind` gives it, or None."""
+        return next((test for test in self.tests if (test.way, test.shot, test.kind) == (way, shot, kind)), None)
+
+
+def test_kind(weights, views=''):
+    """What tells a run's tests at one way and shot apart: 'last', 'average', 'average, views: shifted', ..."""
+    return f'{weights}, views: {views}' if views else weights
 
 
 def read_runs(path=RUNS):
@@ -107,7 +117,7 @@ def read_runs(path=RUNS):
             run = runs[name]
             test = Test(row['weights'], int(row['way_tested']), int(row['shot']), _number(row['accuracy']),
                         _number(row['interval']), int(row['test_episodes']), shlex.split(row['test_options']))
-            if run.test(test.way, test.shot, test.weights):
+            if run.test(test.way, test.shot, test.kind):
                 raise ValueError(f'{name} has such a test already: leave one of the two')
             run.tests.append(test)
         except ValueError as error:
