@@ -26,8 +26,10 @@ ROUNDS = 4
 STEP = numpy.float32(.5)
 # Limits from here on aren't worth a question: numbers would overflow.
 LARGEST = 1e30
-# Gradients above it, in absolute value, are few.
+# Gradients above it, in absolute value, are few: so many at most are looked at one by one, in runs that fit in caches.
 USUAL = .99
+FEW = 8192
+RUN = 1024
 
 # Sets of parameters whose answers are kept, the last that were asked about: a MetaNet+ has three, its average as many.
 KEPT = 8
@@ -81,12 +83,15 @@ def _are_negative(gradients, follow, parameters):
     """Whether the fast weights of the gradients above `USUAL` are negative, if they aren't too many to look at."""
     flat = [g.reshape(len(g), -1) for g in gradients]
     flat = numpy.concatenate([g[:, (abs(g) > USUAL).any(axis=0)] for g in flat], axis=1)
-    if flat.shape[1] > BOXES:
+    if flat.shape[1] > FEW:
         return False
     magnitude, sign = preprocess(flat)
     positions = numpy.where(magnitude > -1, numpy.copysign(magnitude + 2, flat), sign)[:, None]
-    weights = follow(enclosures(positions, positions), *parameters)
-    return (weights.centre + weights.reach() < 0).all()
+    for start in range(0, flat.shape[1], RUN):
+        weights = follow(points(positions[:, :, start:start + RUN]), *parameters)
+        if not (weights.centre + weights.reach() < 0).all():
+            return False
+    return True
 
 
 def _end(largest):
@@ -191,7 +196,7 @@ class Enclosure:
     def affine(self, weight, bias):
         """weight x + bias"""
         def dot(weight, x):
-            return numpy.matmul(weight, x.reshape(x.shape[:-2] + (-1,))).reshape(
+            return numpy.matmul(weight, x.reshape(x.shape[:-2] + (x.shape[-2] * x.shape[-1],))).reshape(
                 x.shape[:-3] + (len(weight),) + x.shape[-2:])
 
         bias = bias[:, None, None]
@@ -235,6 +240,14 @@ def enclosures(low, high):
     return [Enclosure(centre[t], steps[t] * linear[t], numpy.full_like(centre[t], OFF)) for t in range(len(centre))]
 
 
+def points(positions):
+    """Preprocessed gradients at positions, float (t, 1, boxes), as `enclosures` of intervals that are single points.
+
+    With no interval there is nothing to be linear in: `linear` has no rows, which saves most of the time.
+    """
+    return [Enclosure(point.centre, point.linear[:0], point.radius) for point in enclosures(positions, positions)]
+
+
 def mlp(inputs, W1, b1, W2, b2, W3, b3):
     """m's output.
 
@@ -262,7 +275,7 @@ def lstm(inputs, W, b, V, W_out, b_out):
     units = V.shape[1]
     _, intervals, boxes = inputs[0].centre.shape
     zeros = numpy.zeros((units, 1, boxes), W.dtype)
-    cell = hidden = Enclosure(zeros, numpy.zeros((len(inputs),) + zeros.shape, W.dtype), zeros)
+    cell = hidden = Enclosure(zeros, numpy.zeros(inputs[0].linear.shape[:1] + zeros.shape, W.dtype), zeros)
     for gradient in inputs:
         # Each combination so far goes on with each interval.
         count = hidden.centre.shape[1]

@@ -115,8 +115,10 @@ def test_few_large_gradients_are_looked_at_one_by_one(name, steps, seed, monkeyp
     for array, answer in (-large, True), (large, False):
         both = np.concatenate((usual, array), axis=1)
         assert (generated(name, [both], params).max() < 0) == answer == is_negative(name, [both], params)
+    monkeypatch.setattr(bounds, 'RUN', 4)
     assert is_negative(name, [np.tile(-large, 9)], params)
-    monkeypatch.setattr(bounds, 'BOXES', 26)  # too few for 27 of them
+    assert not is_negative(name, [np.concatenate((np.tile(-large, 8), large), axis=1)], params)
+    monkeypatch.setattr(bounds, 'FEW', 26)  # too few for 27 of them
     assert not is_negative(name, [np.tile(-large, 9)], params)
 
 
