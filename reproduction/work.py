@@ -21,8 +21,9 @@ POLL = 1  # seconds between looks at a run
 BEATS = 120  # seconds without a word of the command after which its runs stop
 THREADS = 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'VECLIB_MAXIMUM_THREADS'
 RESULT = re.compile(r'^(.*), (\d+)-way (\d+)-shot: ([\d.]+) \+- ([\d.]+|nan) % on (\d+) test episodes;', re.MULTILINE)
-BACK = 'settings.json', 'log', 'log.csv', 'learning_curve.png', 'final_test.csv', 'model.npz', 'best.npz', \
-    'best_average.npz', 'output.txt', 'done.json'
+BESTS = 'best.npz', 'best_average.npz'
+BACK = 'settings.json', 'log', 'log.csv', 'learning_curve.png', 'final_test.csv', 'model.npz', *BESTS, 'output.txt', \
+    'done.json'
 PACKAGES = 'ops', 'experiment', 'sources', 'reproduction', 'tools'
 
 
@@ -107,17 +108,11 @@ def work(task, say, stopping, root=None, folder=None, alone=False):
         say({'start': True, 'episodes': _snapshot(folder),
              'where': f'{socket.gethostname()}, process {os.getpid()}'})
     outcome = {'name': task['name'], 'state': 'done', 'message': '', 'rows': [], 'folder': folder}
-    stages = [(task['options'], 'training')] + [(options, 'tests') for options in task['tests']]
-    for options, stage in stages:
-        # A test is of the model that these options have trained.
-        key = json.dumps([stage, *task['options'], *(options if stage == 'tests' else ())])
+    for key, words in _steps(task, folder):
         if key not in done:
             if stopping():
                 outcome['state'] = 'stopped'
                 break
-            model = next((path for path in (os.path.join(folder, name) for name in ('best.npz', 'model.npz'))
-                          if os.path.exists(path)), os.path.join(folder, 'model.npz'))
-            words = [*options, '--out', folder] if stage == 'training' else ['--evaluate', model, *options]
             code, output, stopped = _run_script(root, folder, [task['script'], *words], say, stopping, alone)
             if code:
                 outcome.update(state='stopped' if stopped else 'failed', message=_last_words(output, code))
@@ -128,6 +123,17 @@ def work(task, say, stopping, root=None, folder=None, alone=False):
         outcome['rows'] += done[key]
     outcome['source'] = _progress(folder).get('source')
     return outcome
+
+
+def _steps(task, folder):
+    """Training and tests in their order: pairs of a key for what comes of it, and the script's words."""
+    yield json.dumps(['training', *task['options']]), [*task['options'], '--out', folder]
+    # Trained by now. Where one model is the best on dev tasks, there may be another with averaged weights.
+    models = [name for name in BESTS if os.path.exists(os.path.join(folder, name))] or ['model.npz']
+    for options in task['tests']:
+        for name in models:
+            key = ['tests', *task['options'], *options, *([name] if name == BESTS[1] else [])]
+            yield json.dumps(key), ['--evaluate', os.path.join(folder, name), *options]
 
 
 def _run_script(root, folder, words, say, stopping, alone):

@@ -26,7 +26,8 @@ import os, sys, time
 options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 if '--evaluate' in options:
     assert os.path.exists(options['--evaluate'])
-    print('Stub (last iterate) trained 5-way, on Omniglot, 10-way 1-shot: 50.00 +- 1.00 % on 7 test episodes; ...')
+    weights = 'averaged weights' if 'average' in options['--evaluate'] else 'last iterate'
+    print(f'Stub ({weights}) trained 5-way, on Omniglot, 10-way 1-shot: 50.00 +- 1.00 % on 7 test episodes; ...')
     sys.exit()
 out = options['--out']
 n = max((int(name[9:]) for name in os.listdir(out) if name.startswith('snapshot_')), default=0)
@@ -44,7 +45,8 @@ try:
             time.sleep(0.1)
 except KeyboardInterrupt:
     sys.exit('Stopped')
-open(os.path.join(out, 'model.npz'), 'w').close()
+for name in ['model.npz', *(['best.npz', 'best_average.npz'] if '--bests' in options else [])]:
+    open(os.path.join(out, name), 'w').close()
 print(f'Stub (averaged weights) trained 5-way, on Omniglot, 5-way 1-shot: {n}.00 +- 1.00 % on 9 test episodes; ...')
 '''
 
@@ -172,6 +174,14 @@ def test_a_run_is_trained_and_tested_and_what_is_done_is_not_repeated(task):
     assert [(row['way'], row['accuracy']) for row in outcome['rows']] == [('5', '5.00'), ('10', '50.00')]
     assert run(one)['rows'] == outcome['rows']
     assert len(starts(one)) == 1
+
+
+def test_of_best_models_both_are_tested_further(task):
+    one = task('one', '--bests', '1', tests=[['--n_outputs_test', '10']])
+    rows = run(one)['rows']
+    assert [(row['way'], row['label'].split(') ')[0]) for row in rows] == [
+        ('5', 'Stub (averaged weights'), ('10', 'Stub (last iterate'), ('10', 'Stub (averaged weights')]
+    assert run(one)['rows'] == rows
 
 
 def test_what_is_trained_on_is_tested_again(task):
