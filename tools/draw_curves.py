@@ -5,6 +5,7 @@
 """
 import argparse
 import csv
+import itertools
 import os
 import sys
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: E402
 
+from sources.files import replacing  # noqa: E402
 from tools.runs import ROOT, read_paper, read_runs  # noqa: E402
 
 PANELS = {  # way: the runs to draw
@@ -28,7 +30,7 @@ COLOURS = {'MetaNet': '#1f6fb4', 'MetaNet-': '#3a923a', 'MetaNet, centred': '#d1
 DASHES = '-', (0, (4, 1.8)), (0, (1, 1.2))  # by seed
 WIDTHS = {'last': 1.3, 'average': 2.8}
 COLUMNS = {'last': 'test/{}-way/accuracy', 'average': 'average/test/{}-way/accuracy'}  # of a log
-MINI_IMAGENET = 'M1'
+MINI_IMAGENET = 'M1', 'M2'
 BESIDE = 'MetaNet', 'Matching Nets'  # in the paper's table 2
 WINDOW = 4, 1000  # epochs and training episodes that a point is the mean of, at least: single epochs are too noisy
 POINTS = 30  # of a curve, at most
@@ -113,29 +115,29 @@ def draw_omniglot(runs, paper):
     return figure
 
 
-def draw_mini_imagenet(run, paper):
-    """Accuracy of a mini-ImageNet run on dev and test tasks, with last and with averaged weights, and the paper's."""
+def draw_mini_imagenet(runs, paper):
+    """Accuracy of mini-ImageNet runs on dev and test tasks, with last and with averaged weights, and the paper's."""
     figure = Figure(figsize=(6.4, 4))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    rows = read_log(run)
-    for part, colour in ('dev', '#3a923a'), ('test', '#1f6fb4'):
-        for prefix, width in ('', WIDTHS['last']), ('average/', WIDTHS['average']):
-            # There is a test only where the dev accuracy is the best so far.
-            points = [(int(row['iteration']), 100 * float(row[f'{prefix}{part}/5-way/accuracy'])) for row in rows
-                      if row[f'{prefix}{part}/5-way/accuracy']]
-            axes.plot(*zip(*points), color=colour, linewidth=width, marker='o', markersize=3,
-                      label=f'{part} tasks, {"averaged" if prefix else "last"} weights')
+    drawn = itertools.product(runs, (('dev', '#3a923a'), ('test', '#1f6fb4')), ('', 'average/'))
+    for run, (part, colour), prefix in drawn:
+        # There is a test only where the dev accuracy is the best so far.
+        column = f'{prefix}{part}/5-way/accuracy'
+        points = [(int(row['iteration']), 100 * float(row[column])) for row in read_log(run) if row[column]]
+        axes.plot(*zip(*points), color=colour, linewidth=WIDTHS['average' if prefix else 'last'], marker='o',
+                  markersize=3, linestyle=DASHES[run.seed], label=f'{part} tasks, {"averaged" if prefix else "last"} '
+                  f'weights, seed {run.seed}')
     for name in BESIDE:
         accuracy = float(paper['mini-ImageNet', '', name, 5, 5])
         axes.axhline(accuracy, color='black', linewidth=1)
-        axes.annotate(f'{name}, the paper: {accuracy} %', (1, accuracy), (0, -3), xycoords=('axes fraction', 'data'),
-                      textcoords='offset points', ha='right', va='top', fontsize=9)
+        axes.annotate(f'{name}, the paper: {accuracy} %', (0, accuracy), (4, -3), xycoords=('axes fraction', 'data'),
+                      textcoords='offset points', ha='left', va='top', fontsize=9)
     dress(axes)
     axes.set_xlabel('training episodes', color=GREY)
     axes.set_ylabel('accuracy (%)', color=GREY)
     axes.set_title('mini-ImageNet, 5-way 1-shot, "partial, u", centred', fontsize=11)
-    axes.legend(frameon=False, fontsize=9, loc='lower right')
+    axes.legend(frameon=False, fontsize=8, loc='lower right', ncol=2)
     figure.tight_layout()
     return figure
 
@@ -145,9 +147,11 @@ def main():
     parser.add_argument('--out', default=os.path.join(ROOT, 'assets'), help='folder of the pictures')
     args = parser.parse_args()
     runs, paper = read_runs(), read_paper()
-    draw_omniglot(runs, paper['table 1']).savefig(os.path.join(args.out, 'omniglot_curves.png'), dpi=110)
-    figure = draw_mini_imagenet(runs[MINI_IMAGENET], paper['table 2'])
-    figure.savefig(os.path.join(args.out, 'mini_imagenet.png'), dpi=110)
+    pictures = {'omniglot_curves.png': draw_omniglot(runs, paper['table 1']),
+                'mini_imagenet.png': draw_mini_imagenet([runs[name] for name in MINI_IMAGENET], paper['table 2'])}
+    for name, figure in pictures.items():
+        with replacing(os.path.join(args.out, name)) as file:
+            figure.savefig(file, dpi=110, format='png')
 
 
 if __name__ == '__main__':

@@ -14,7 +14,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from tools.runs import DOCS, read_paper, read_runs  # noqa: E402  (after the project is on the path)
+from sources.files import replacing  # noqa: E402  (after the project is on the path)
+from tools.runs import DOCS, read_paper, read_runs  # noqa: E402
 
 NOTE = '<!-- Made by tools/make_results.py from runs.csv, paper.csv and results_template.md: edit these. -->\n'
 WAYS = 5, 10, 15, 20
@@ -252,7 +253,7 @@ def make():
 def main():
     try:
         text = make()
-        with open(os.path.join(DOCS, 'results.md'), 'w', encoding='utf-8', newline='\n') as file:
+        with replacing(os.path.join(DOCS, 'results.md'), 'w', newline='\n') as file:
             file.write(text)
     except (ValueError, OSError) as error:
         sys.exit(f'error: {error}')
