@@ -77,11 +77,10 @@ def test_a_runs_options_are_settings_of_its_script_and_agree_with_its_columns(na
     for test in run.tests:
         given = options_of(test.options)
         assert [option for option in given if option not in script] == []
-        ways = given.get('n_outputs_test', value('n_outputs_test') if not test.options else str(run.way))
-        assert str(test.way) in ways.split(',')
         of_tests = 'n_test_episodes' if run.split == '' else 'n_final_episodes'
-        default = str(script[of_tests]) if test.options else value(of_tests)
-        assert int(given.get(of_tests, default)) == test.episodes
+        ways, episodes = (given.get(name, str(script[name]) if test.options else value(name))
+                          for name in ('n_outputs_test', of_tests))
+        assert str(test.way) in ways.split(',') and int(episodes) == test.episodes
         assert int(given.get('nb_samples_per_class_test', '1')) == test.shot
 
 
