@@ -40,6 +40,15 @@ def test_the_best_models_test_is_the_result(script, capsys, model, centred, name
         assert f'on own data (images), tested on {words} classes, 5-way' in shown and 'no such number' in shown
 
 
+def test_training_images_alone_are_mirrored(script, capsys, monkeypatch):
+    made = []
+    sampler = data.EpisodeSampler
+    monkeypatch.setattr(data, 'EpisodeSampler', lambda *args, **settings: (
+        made.append(settings['mirror']) or sampler(*args, **settings)))
+    train(script, '--input_path=images', '--mirror=True')
+    assert made == [True, False, False] and 'mirrored images' in capsys.readouterr().out
+
+
 def test_without_images_it_runs_on_textures(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train('train_mini_imagenet')
