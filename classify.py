@@ -24,7 +24,7 @@ import numpy as np
 
 import train_mini_imagenet
 import train_omniglot
-from experiment.checkpoints import settings_in
+from experiment.models import settings_in
 from ops.compat import F, chainer
 from sources.files import printable
 from sources.images import is_system_file, read_character, read_photo

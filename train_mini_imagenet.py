@@ -19,11 +19,12 @@ import numpy as np
 
 import data
 from beyond import Average, CentredMetaNet, Health, Views
-from experiment.checkpoints import WEIGHTS, check_folder, claim, class_names, load_model, save_models, take_weights
+from experiment.checkpoints import check_folder, claim
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
 from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
+from experiment.models import WEIGHTS, class_names, load_model, save_models, take_weights
 from experiment.results import is_papers, model_name, report_result, result_label, write_results
 from experiment.settings import COMMON, configured, flag, one_of, refuse_conflicts, refuse_images, whole
 from metanet import CNN, MLP, MetaNet

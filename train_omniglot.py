@@ -18,11 +18,12 @@ import numpy as np
 
 import data
 from beyond import Average, CentredMetaNet, Health, Views
-from experiment.checkpoints import check_folder, claim, class_names, load_model, save_models, take_weights
+from experiment.checkpoints import check_folder, claim
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
 from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
+from experiment.models import class_names, load_model, save_models, take_weights
 from experiment.results import final_test, is_papers, model_name, result_label, write_results
 from experiment.settings import COMMON, as_tuple, configured, one_of, refuse_conflicts, refuse_images, whole, wholes
 from metanet import CNN, MetaNet

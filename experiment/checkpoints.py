@@ -1,15 +1,14 @@
-"""What a run keeps in its folder: its settings, snapshots to go on from, and trained models."""
+"""What a run keeps in its folder to go on from: its settings and snapshots."""
 import contextlib
 import json
 import os
 import re
-import sys
 import zipfile
 
 import numpy as np
 
 from experiment.console import fail, warn
-from experiment.settings import check, shortened
+from experiment.settings import shortened
 from ops.compat import chainer, training
 from sources.archives import read_npz
 from sources.files import clear_strays, replacing
@@ -18,12 +17,8 @@ from sources.files import clear_strays, replacing
 # depends on that.
 CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate', 'evaluate_on', 'views'
 
-# How a model's weights are called, in results and in files, where there is also their average.
-WEIGHTS = {'last': 'last iterate', 'average': 'averaged weights'}
-
 CLASS = 'class_of_'  # begins the names of settings that say of which class a model and its parts are
 
-REMEDY = 'give a model.npz or best.npz of a run'
 ANOTHER_FOLDER = 'give this run another folder (out), or remove that one'
 # Names of the files that runs write.
 SNAPSHOT = re.compile('snapshot_(0|[1-9][0-9]*)')
@@ -89,7 +84,7 @@ def claim(out, settings, earlier):
     clear_strays(*{os.path.join(out, name) for name in written if OURS.fullmatch(name)})
 
 
-def _completed(settings, earlier):
+def completed(settings, earlier):
     """The settings, a dict, with what they lack from `earlier`, as of `claim`."""
     return {**{name: value(settings) if callable(value) else value for name, value in earlier.items()}, **settings}
 
@@ -101,7 +96,7 @@ def run_settings(out, earlier):
         ValueError: its settings.json is missing or damaged.
         OSError: it cannot be read.
     """
-    return _completed(_read_settings(os.path.join(out, 'settings.json')), earlier)
+    return completed(_read_settings(os.path.join(out, 'settings.json')), earlier)
 
 
 def _read_settings(path):
@@ -110,12 +105,12 @@ def _read_settings(path):
         raise ValueError(damaged % 'it is no file')
     with open(path, encoding='utf-8') as file:
         try:
-            return _parse_settings(file.read(MAX_SETTINGS + 1))
+            return parse_settings(file.read(MAX_SETTINGS + 1))
         except ValueError as error:
             raise ValueError(damaged % error) from error
 
 
-def _parse_settings(text):
+def parse_settings(text):
     """The dict that a JSON text holds.
 
     Raises:
@@ -159,7 +154,7 @@ class Snapshot(training.Extension):
             fail(f'{infinite[0]} is no longer finite after episode {iteration}; what was saved before is as it was. '
                  'Give a run with a smaller alpha or clip, or another seed, another folder (out)')
         path = os.path.join(trainer.out, f'snapshot_{iteration}')
-        _write_npz(path, serializer.target)
+        write_npz(path, serializer.target)
         self.kept = [other for other in self.kept if other != path][-1:] + [path]
         for other in snapshots(trainer.out):
             if other not in self.kept:
@@ -216,7 +211,7 @@ def resume(trainer):
 
 def _load_snapshot(path, trainer):
     arrays = read_npz(path, 'it is damaged')
-    reader = _Reader(arrays)
+    reader = Reader(arrays)
     try:
         for name, array in arrays.items():
             if _is_infinite(name, array):
@@ -243,7 +238,7 @@ def _check_update_rule(name, param, n_updates):
             raise ValueError(f"the optimizer's {key} of {name} does not have the shape {param.shape}")
 
 
-class _Reader(chainer.serializers.NpzDeserializer):
+class Reader(chainer.serializers.NpzDeserializer):
     """Gives an object its arrays, each if it has the shape and the kind of numbers that the object has there.
 
     Args:
@@ -258,7 +253,7 @@ class _Reader(chainer.serializers.NpzDeserializer):
         self.used = set() if used is None else used
 
     def __getitem__(self, key):
-        return _Reader(self.npz, f'{self.path}{key.strip("/")}/', self.used)
+        return Reader(self.npz, f'{self.path}{key.strip("/")}/', self.used)
 
     def __call__(self, key, value):
         name = self.path + key.lstrip('/')
@@ -278,45 +273,7 @@ class _Reader(chainer.serializers.NpzDeserializer):
         return super().__call__(key, value)
 
 
-# Models ---------------------------------------------------------------------------------------------------------------
-
-# Of the names in a model's npz.
-_PREFIXES = {'last': '', 'average': 'average/'}
-
-
-def class_names(model, names):
-    """{name: class with its module} for names such as class_of_model, the model itself, and class_of_base, a part."""
-    parts = {name: model if name == CLASS + 'model' else getattr(model, name[len(CLASS):], None) for name in names}
-    return {name: _class_name(type(part)) for name, part in parts.items()}
-
-
-def _class_name(cls):
-    module = cls.__module__
-    if module == '__main__':  # as it is called where it is imported
-        module = os.path.splitext(os.path.basename(getattr(sys.modules[module], '__file__', module)))[0]
-    return f'{module}.{cls.__name__}'
-
-
-def save_models(path, models, settings):
-    """Writes parameters and the settings of their training to an npz, which is whole or not there at all.
-
-    What says where it was trained is left out, for a model is to be handed on; `start_from` stays as it was given.
-
-    Args:
-        path: the npz.
-        models: {'last': the trained model, 'average': the averaged one}, or one of the two.
-        settings: dict of the script's settings.
-
-    Raises:
-        OSError: it cannot be written, or its folder is gone.
-    """
-    arrays = {'settings': json.dumps({name: value for name, value in settings.items() if name not in CHANGEABLE})}
-    for weights, model in models.items():
-        arrays.update((_PREFIXES[weights] + name, value) for name, value in _arrays(model).items())
-    _write_npz(path, arrays)
-
-
-def _write_npz(path, arrays):
+def write_npz(path, arrays):
     """Writes {name: array} to a file of a run, without pickles, and not to a folder that the run has not claimed."""
     folder = os.path.dirname(path) or '.'
     if not os.path.isdir(folder):
@@ -326,132 +283,3 @@ def _write_npz(path, arrays):
         for name, array in arrays.items():
             with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-
-
-def settings_in(path):
-    """The settings in a model's npz, a dict, before anything else about it is known: they may be of any script.
-
-    Raises:
-        ValueError: the file is no npz, or has no settings.
-        OSError: it cannot be read.
-    """
-    arrays = read_npz(path, REMEDY)
-    if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':
-        raise ValueError(f'{path} is not a model, for it has no settings: {REMEDY}')
-    return _parse_settings(str(arrays['settings']))
-
-
-def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
-    """A model saved by `save_models`.
-
-    Args:
-        path: the npz.
-        build: a function of the settings, a dict, that returns the untrained model.
-        checks: {name: `settings.Check`}; the file's settings must pass.
-        earlier: as of `claim`.
-        weights: 'last' or 'average'; '' for the average where the file has one.
-        surplus: part of the names of the arrays that the file may have and the model lack: by default those of softmax
-            layers for other numbers of classes.
-
-    Returns:
-        The model, on the CPU, and the settings of its training; `weights` in these is 'last' or 'average', and
-        `all_weights` a list of those that the file has.
-
-    Raises:
-        ValueError: the file is not such an npz, or does not fit the model.
-        OSError: it cannot be read.
-    """
-    arrays = read_npz(path, REMEDY, finite=True)
-    try:
-        settings = _trained_settings(arrays, checks, earlier)
-        model = build(settings)
-        its = {kind: _group(arrays, kind) for kind in WEIGHTS}
-        there = [kind for kind in WEIGHTS if its[kind]]
-        weights = weights or there[-1]
-        settings.update(weights=weights, all_weights=there)
-        if weights not in there:
-            raise ValueError(f'it has no {WEIGHTS[weights]}')
-        for name, built in class_names(model, [name for name in settings if name.startswith(CLASS)]).items():
-            if settings[name] != built:
-                raise ValueError(f'its {name} is {shortened(settings[name])}, but {built} is built now')
-        ours, its = _arrays(model), its[weights]
-        lost = sorted(name for name in its if name not in ours and surplus not in name)
-        if lost:
-            raise ValueError(f'the model lacks its {", ".join(lost)}')
-        missing = sorted(name for name in ours if name not in its)
-        if missing:
-            raise ValueError(f'it lacks {", ".join(missing)}')
-        _fill(model, its)
-    except (KeyError, TypeError, ValueError, IndexError, MemoryError) as error:
-        raise ValueError(f'{path} is not a model that this script, as it is now, has trained ({error}): {REMEDY}'
-                         ) from error
-    return model, settings
-
-
-def take_weights(out, path, load, model, way):
-    """Gives the model of a new run the weights of a trained one.
-
-    Of its softmax layers it takes that for `way` classes if the other was trained for them. All others stay the run's
-    own, as they are made again where its model is loaded.
-
-    Args:
-        out: the run's folder; if there are snapshots, nothing is done, for they have the weights.
-        path: npz of the trained model.
-        load: function of the path and of ways to add, none here, that returns it and its settings.
-        model: on the CPU.
-        way: that the run trains.
-
-    Raises:
-        ValueError: the file is no model, or of other networks.
-        OSError: it cannot be read.
-    """
-    if snapshots(out):
-        return
-    trained, settings = load(path, ())
-    same = settings['n_outputs_train'] == way
-    its = {name: array for name, array in _arrays(trained).items() if same or '/softmax' not in name}
-    own = {name: array for name, array in _arrays(model).items() if '/softmax' in name}
-    try:
-        lost = sorted(set(its) - _fill(model, {**own, **its}))
-        if lost:
-            raise ValueError(f'it has {", ".join(lost)}, too')
-    except ValueError as error:
-        raise ValueError(f'start_from = {path!r} is not of the model that these settings make ({error}): give one that '
-                         'is, or its own settings') from error
-
-
-def _trained_settings(arrays, checks, earlier):
-    """The settings in a model's npz, a dict."""
-    if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':
-        raise ValueError('it has no settings')
-    settings = {'data': 'unknown data', **_completed(_parse_settings(str(arrays['settings'])), earlier)}
-    missing = [name for name in checks if name not in settings and name not in CHANGEABLE]
-    if missing:
-        raise ValueError(f'its settings lack {", ".join(missing)}')
-    check(settings, checks)
-    if not isinstance(settings['data'], str):
-        raise ValueError('its settings do not name its data')
-    return settings
-
-
-def _arrays(model):
-    """{name: array} of all that a model keeps."""
-    serializer = chainer.serializers.DictionarySerializer()
-    serializer.save(model)
-    return serializer.target
-
-
-def _fill(model, arrays):
-    """Gives a model {name: array}, in the order of names, for that of Chainer, a set, varies; returns names used."""
-    reader = _Reader(arrays)
-    for name, array in sorted(_arrays(model).items()):
-        reader(name, array)
-    reader.load(model)
-    return reader.used
-
-
-def _group(arrays, weights):
-    """{name in the model: array} of the last or the averaged weights in a model's npz."""
-    prefix, other = _PREFIXES[weights], _PREFIXES['average']
-    return {name[len(prefix):]: array for name, array in arrays.items()
-            if name.startswith(prefix) and (prefix or not name.startswith(other)) and name != 'settings'}

@@ -6,8 +6,8 @@ import numpy as np
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
-from experiment.checkpoints import save_models
 from experiment.console import warn
+from experiment.models import save_models
 from experiment.processes import shared, worth
 from ops.blocks import one_blas_thread
 from ops.compat import chainer, training

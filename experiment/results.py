@@ -3,9 +3,9 @@ import csv
 import os
 import weakref
 
-from experiment.checkpoints import WEIGHTS
 from experiment.console import say, warn
 from experiment.evaluation import interval, pixel_accuracy, test
+from experiment.models import WEIGHTS
 from sources.files import replacing
 
 # {sampler: {(episodes, state): accuracy of the nearest neighbour on pixels}}: a run's models are tested on the same.
@@ -22,7 +22,7 @@ def model_name(variant, settings, usual, sizes, *remarks):
 
     Args:
         variant: the paper's name for it.
-        settings: dict of its training's, with `weights`, 'last' or 'average', and `checkpoints.class_names`.
+        settings: dict of its training's, with `weights`, 'last' or 'average', and `models.class_names`.
         usual: these class names of the paper's model. Others are named.
         sizes: {setting: value} of the paper's model. Others are named.
         remarks: to come first.

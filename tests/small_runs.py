@@ -8,10 +8,11 @@ import numpy as np
 
 import beyond
 import data
-from experiment.checkpoints import claim, save_models
+from experiment.checkpoints import claim
 from experiment.evaluation import Tasks
 from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
+from experiment.models import save_models
 from ops.compat import F, L, chainer, training
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)

@@ -14,7 +14,7 @@ import classify
 import data
 import train_mini_imagenet
 import train_omniglot
-from experiment.checkpoints import save_models
+from experiment.models import save_models
 from sources.images import read_photo
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)

@@ -19,9 +19,9 @@ import data  # noqa: E402
 import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
 from beyond import watched  # noqa: E402
-from experiment.checkpoints import settings_in  # noqa: E402
 from experiment.console import keep_memory, plain_errors, say  # noqa: E402
 from experiment.evaluation import interval  # noqa: E402
+from experiment.models import settings_in  # noqa: E402
 from experiment.settings import as_tuple, check, refuse_images  # noqa: E402
 from ops.blocks import one_blas_thread  # noqa: E402
 from ops.compat import chainer  # noqa: E402
