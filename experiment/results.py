@@ -49,7 +49,7 @@ def model_name(variant, settings, usual, sizes, *remarks):
         'nb_samples_per_class': (1, '{}-shot'),
         'rotations': ('episode', 'rotations: {}'),
         'distortion': (0, 'distortion {}'),
-        'mirror': (False, 'mirrored images'),
+        'mirror': (False, 'trained on mirrored images'),
         'n_episodes_per_update': (1, '{} episodes an update'),
     }
     remarks += tuple(words.format(settings[name]) for name, (usual, words) in departures.items()

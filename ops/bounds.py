@@ -19,8 +19,9 @@ from ops.preprocessing import preprocess
 ROUNDING = 1e-5
 # How far from its curve `preprocess` may put a gradient, for it adds an epsilon.
 OFF = 2e-5
-# Boxes to try at a time, and how many times.
+# Boxes to try at a time, and how many times. At first a step has so many intervals: -end to -1, to 1, to end.
 BOXES = 4096
+INTERVALS = 3
 ROUNDS = 4
 # The largest position is rounded up to a multiple of this, so that one answer serves many gradients.
 STEP = numpy.float32(.5)
@@ -49,7 +50,7 @@ def is_negative(follow, gradients, *parameters):
         take too many boxes.
     """
     largest, *parameters = _on_host([_largest(gradients)] + [parameter.array for parameter in parameters])
-    if not numpy.isfinite(largest).all():
+    if not numpy.isfinite(largest).all() or INTERVALS ** len(largest) > BOXES:
         return False
     end, known = _end(largest.max()), _answers(follow, parameters)
     if _answer(end, len(largest), follow, *known):

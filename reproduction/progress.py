@@ -158,7 +158,7 @@ def table_of(parts, outcomes, paper, quick=False):
 def _kind(label):
     """The `tools.runs.test_kind` that a line of results names."""
     weights = 'average' if 'averaged weights' in label else 'last'
-    views = re.search('views: (shifted, mirrored|mirrored, shifted|shifted|mirrored)', label)
+    views = re.search('views: (shifted, mirrored|shifted|mirrored)', label)
     return test_kind(weights, views and views[1])
 
 

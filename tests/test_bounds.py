@@ -82,6 +82,9 @@ def test_enclosures_hold_what_is_generated(name, steps, width):
     params = parameters(name, 1, .5)
     weights = getattr(bounds, name)(bounds.enclosures(low, high), *params)
     assert weights.centre.shape == (1, 2 ** steps, 3)
+    single = getattr(bounds, name)(bounds.points(low[:, :1]), *params)
+    whole = getattr(bounds, name)(bounds.enclosures(low[:, :1], low[:, :1]), *params)
+    assert np.array_equal(single.centre, whole.centre) and np.array_equal(single.reach(), whole.reach())
     for box in range(3):
         for combination in range(2 ** steps):
             chosen = np.arange(steps), combination // 2 ** np.arange(steps) % 2, box
@@ -120,6 +123,14 @@ def test_few_large_gradients_are_looked_at_one_by_one(name, steps, seed, monkeyp
     assert not is_negative(name, [np.concatenate((np.tile(-large, 8), large), axis=1)], params)
     monkeypatch.setattr(bounds, 'FEW', 26)  # too few for 27 of them
     assert not is_negative(name, [np.tile(-large, 9)], params)
+
+
+def test_nothing_is_looked_at_in_sequences_that_are_too_long(monkeypatch):
+    monkeypatch.setattr(bounds, '_are_negative', None)
+    params = parameters('lstm', 0, .2)
+    params[-1] -= 100
+    assert is_negative('lstm', [np.full((7, 5), 1e-6, np.float32)], params)
+    assert not is_negative('lstm', [np.full((8, 5), 300, np.float32)], params)
 
 
 def test_as_far_as_the_largest_gradient_of_any_step():

@@ -318,7 +318,8 @@ def test_the_table_has_the_papers_numbers_beside_ours_and_says_what_is_to_come()
 
 @pytest.mark.parametrize('label, kind', [
     ('MetaNet (last iterate)', 'last'), ('MetaNet (averaged weights, centred: fc)', 'average'),
-    ('MetaNet (last iterate, views: shifted, alpha 0.01)', 'last, views: shifted'),
+    ('MetaNet (last iterate, views: shifted, trained on mirrored images)', 'last, views: shifted'),
+    ('MetaNet (averaged weights, views: mirrored)', 'average, views: mirrored'),
     ('MetaNet (averaged weights, views: shifted, mirrored, alpha 0.01)', 'average, views: shifted, mirrored')])
 def test_the_kind_of_a_test_is_read_from_its_line(label, kind):
     run = runs.Run(*[None] * 16, tests=[runs.Test(kind.split(',')[0], 5, 1, '97.0', '0.1', 1000, [

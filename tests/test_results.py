@@ -82,12 +82,20 @@ def test_a_runs_options_are_settings_of_its_script_and_agree_with_its_columns(na
                           for name in ('n_outputs_test', of_tests))
         assert str(test.way) in ways.split(',') and int(episodes) == test.episodes
         assert int(given.get('nb_samples_per_class_test', '1')) == test.shot
+        assert given.get('views', '') in ('', 'shifted', 'mirrored', 'shifted, mirrored')  # as labels have them
 
 
 @pytest.mark.parametrize('name', [name for name, run in TRAINED.items() if run.log])
 def test_a_runs_log_is_as_long_as_the_run(name):
     with open(os.path.join(ROOT, TRAINED[name].log), encoding='utf-8', newline='') as file:
         assert int(list(csv.DictReader(file))[-1]['iteration']) == TRAINED[name].episodes
+
+
+@pytest.mark.parametrize('name', [name for name, run in TRAINED.items() if run.data == 'mini-ImageNet'])
+def test_a_runs_hours_are_those_of_its_log(name):
+    with open(os.path.join(ROOT, TRAINED[name].log), encoding='utf-8', newline='') as file:
+        seconds = float(list(csv.DictReader(file))[-1]['elapsed_time'])
+    assert abs(seconds / 3600 - float(TRAINED[name].hours)) < 0.06
 
 
 @pytest.mark.parametrize('name', os.listdir(os.path.join(ROOT, 'assets', 'unfinished')))

@@ -131,9 +131,10 @@ def draw_mini_imagenet(runs, paper):
     for name in BESIDE:
         accuracy = float(paper['mini-ImageNet', '', name, 5, 5])
         axes.axhline(accuracy, color='black', linewidth=1)
-        axes.annotate(f'{name}, the paper: {accuracy} %', (0, accuracy), (4, -3), xycoords=('axes fraction', 'data'),
-                      textcoords='offset points', ha='left', va='top', fontsize=9)
+        axes.annotate(f'paper, {name}: {accuracy} %', (0, accuracy), (4, 3), xycoords=('axes fraction', 'data'),
+                      textcoords='offset points', ha='left', va='bottom', fontsize=9)
     dress(axes)
+    axes.set_ylim(28, 51)  # room for the legend
     axes.set_xlabel('training episodes', color=GREY)
     axes.set_ylabel('accuracy (%)', color=GREY)
     axes.set_title('mini-ImageNet, 5-way 1-shot, "partial, u", centred', fontsize=11)

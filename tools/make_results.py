@@ -148,11 +148,11 @@ class Results:
         return _table(['runs', 'options'], [[', '.join(dict.fromkeys(names)), f'`{options}`']
                                             for options, names in kinds.items()])
 
-    def remarks(self):
-        """What is to be said of single runs, each sentence once."""
+    def remarks(self, data):
+        """What is to be said of single runs on these data, each sentence once."""
         said = {}
         for run in self.runs.values():
-            for sentence in re.findall(r'\S.*?\.(?=\s|$)', run.remark):
+            for sentence in re.findall(r'\S.*?\.(?=\s|$)', run.remark if run.data == data else ''):
                 said.setdefault(sentence, []).append(run.name)
         return '\n'.join(f'- {", ".join(names)}: {sentence}' for sentence, names in said.items())
 
@@ -161,6 +161,10 @@ class Results:
     def accuracy(self, name, way, shot='1', kind='last'):
         """One test's accuracy and interval."""
         return _accuracy(self.runs[name].test(int(way), int(shot), kind))
+
+    def mean(self, way, kind, *names):
+        """The mean of several runs' accuracies, of one-shot tests of a kind."""
+        return f'{_mean([(self.runs[name], self.runs[name].test(int(way), kind=kind)) for name in names])} %'
 
     # Parts ------------------------------------------------------------------------------------------------------------
 
