@@ -1,8 +1,8 @@
 """Reads docs/runs.csv, the project's runs and what they came to, and docs/paper.csv, the paper's numbers.
 
 One row of docs/runs.csv is one test of one run. A run may have several: at other ways, at other shots, with its last
-iterate, with its averaged weights, with views. Its first row describes the run; in the others the columns from `data` on
-may stay empty. Columns:
+iterate, with its averaged weights, with views. Its first row describes the run; in the others the columns from `data`
+on may stay empty. Columns:
 
     name            of the run, such as 5A; `pixels...`: a yardstick, which nothing has trained
     weights         of the test: last (iterate) or average
