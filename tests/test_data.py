@@ -156,7 +156,7 @@ def test_episodes_depend_on_the_seed_alone():
     assert np.array_equal(before, np.random.get_state()[1])
 
 
-@pytest.mark.parametrize('extensions', [{}, {'distortion': 1}, {'mirror': True}])
+@pytest.mark.parametrize('extensions', [{}, {'distortion': 1}, {'mirror': True, 'distortion': 1}])
 def test_a_sampler_goes_on_exactly_from_a_saved_state(tmp_path, extensions):
     sampler = data.EpisodeSampler(marked_classes(), 3, 1, 2, rotate=True, seed=1, **extensions)
     for _ in range(9):

@@ -158,6 +158,20 @@ def test_seeds_of_one_setting_have_a_mean_and_other_settings_none(tmp_path):
     assert re.findall(r'mean of .*', table) == ['mean of 2 seeds |  | last | **97.60 %** | 98.95 % |  |  |  |']
 
 
+def test_tests_with_views_have_means_of_their_own(tmp_path):
+    second = RUN.replace('9A', '9B').replace('98.10', '97.10').replace('0,26000', '1,26000')
+    rows = ''.join(f'{name},last,5,1,{accuracy},0.1,1000,--views shifted' + ',' * 15 + '\n'
+                   for name, accuracy in (('9A', 98.52), ('9B', 98.3)))
+    results = make_results.Results(read(tmp_path, RUN + second.replace('260,', '260 --seed 1,') + rows),
+                                   runs.read_paper())
+    assert re.findall(r'mean of 2 seeds \|  \| (.*?) \| 98.95', results.own_way('Omniglot', 'previous')) == [
+        'last | **97.60 %**', 'last, views: shifted | **98.41 %**']
+    assert results.mean('5', 'last, views: shifted', '9A', '9B') == '98.41 %'
+    beside = results.beside_the_paper('Omniglot', 'previous')
+    assert '| last | -1.4 (9A, 9B) |' in beside and '| last, views: shifted | -0.5 (9A, 9B) |' in beside
+    assert '| last, views: shifted | -0.4 |' in results.every_way('9A')
+
+
 def test_the_longest_sound_run_is_put_beside_the_paper(tmp_path):
     longer = RUN.replace('9A', '9B').replace('98.10', '99.15').replace('26000', '30000')
     broken = longer.replace('9B', '9C').replace('30000', '40000').replace(',,,,,,\n', ',,,,yes,,\n')
