@@ -120,7 +120,7 @@ class EpisodeSampler:
         for i, chosen, turns, mirrored, distortions in picks:
             images = np.rot90(self._classes[i][chosen], turns, axes=(1, 2))
             if self.mirror:
-                images = np.where(mirrored.reshape(-1, *[1] * (images.ndim - 1)), images[:, :, ::-1], images)
+                images[mirrored] = images[mirrored][:, :, ::-1]
             if self.distortion:
                 images = np.stack([distorted(image, draws) for image, draws in zip(images, distortions)])
             support.append(images[:self.shot])

@@ -49,8 +49,10 @@ def is_negative(follow, gradients, *parameters):
         True if they are, False if they may not be; always False for a sequence of 8 or more gradients, which would
         take too many boxes.
     """
+    if INTERVALS ** len(gradients[0]) > BOXES:
+        return False
     largest, *parameters = _on_host([_largest(gradients)] + [parameter.array for parameter in parameters])
-    if not numpy.isfinite(largest).all() or INTERVALS ** len(largest) > BOXES:
+    if not numpy.isfinite(largest).all():
         return False
     end, known = _end(largest.max()), _answers(follow, parameters)
     if _answer(end, len(largest), follow, *known):

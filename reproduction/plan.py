@@ -5,7 +5,7 @@ import glob
 import os
 import socket
 
-from tools.runs import ROOT, read_paper, read_runs, table_names
+from tools.runs import ROOT, read_paper, read_runs, settings_of, table_names
 
 # A hundredth of the episodes: a tenth of the epochs, each of a tenth of the episodes.
 QUICK = {'n_epoch': (10, 1), 'n_episodes': (10, 1), 'n_decay': (10, 0), 'n_test_episodes': (100, 2),
@@ -140,11 +140,6 @@ def constants_of(script):
             except ValueError:  # something computed
                 pass
     return constants
-
-
-def settings_of(options):
-    """{setting: its text} of a list such as ['--seed', '1']."""
-    return {name[2:]: value for name, value in zip(options[::2], options[1::2])}
 
 
 def quicker(options, constants, only=tuple(QUICK)):

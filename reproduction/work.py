@@ -132,6 +132,7 @@ def _steps(task, folder):
     models = [name for name in BESTS if os.path.exists(os.path.join(folder, name))] or ['model.npz']
     for options in task['tests']:
         for name in models:
+            # Earlier versions tested the other one alone, by a key without its name.
             key = ['tests', *task['options'], *options, *([name] if name == BESTS[1] else [])]
             yield json.dumps(key), ['--evaluate', os.path.join(folder, name), *options]
 

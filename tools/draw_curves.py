@@ -120,11 +120,12 @@ def draw_mini_imagenet(runs, paper):
     figure = Figure(figsize=(6.4, 4))
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    drawn = itertools.product(runs, (('dev', '#3a923a'), ('test', '#1f6fb4')), ('', 'average/'))
-    for run, (part, colour), prefix in drawn:
+    logs = [(run, read_log(run)) for run in runs]
+    drawn = itertools.product(logs, (('dev', '#3a923a'), ('test', '#1f6fb4')), ('', 'average/'))
+    for (run, rows), (part, colour), prefix in drawn:
         # There is a test only where the dev accuracy is the best so far.
         column = f'{prefix}{part}/5-way/accuracy'
-        points = [(int(row['iteration']), 100 * float(row[column])) for row in read_log(run) if row[column]]
+        points = [(int(row['iteration']), 100 * float(row[column])) for row in rows if row[column]]
         axes.plot(*zip(*points), color=colour, linewidth=WIDTHS['average' if prefix else 'last'], marker='o',
                   markersize=3, linestyle=DASHES[run.seed], label=f'{part} tasks, {"averaged" if prefix else "last"} '
                   f'weights, seed {run.seed}')

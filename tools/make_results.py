@@ -69,8 +69,8 @@ class Results:
                 members.append((run, test))
         ways = sorted({way for cells in longest.values() for way in cells})
         rows = []
-        for (model, test_kind), cells in longest.items():
-            row = [model, test_kind]
+        for (model, kind), cells in longest.items():
+            row = [model, kind]
             for way in ways:
                 members = cells.get(way)
                 if members:
@@ -124,8 +124,8 @@ class Results:
                 key = run.episodes, _option(run), test.kind
                 kinds.setdefault(key, {})[run.seed] = run, test
         rows = []
-        for (episodes, option, test_kind), cells in kinds.items():
-            row = [_count(episodes), f'`{option}`' if option else 'none', test_kind]
+        for (episodes, option, kind), cells in kinds.items():
+            row = [_count(episodes), f'`{option}`' if option else 'none', kind]
             for seed in seeds:
                 run, test = cells.get(seed, (None, None))
                 row += [_accuracy(test), run.live] if run else ['', '']
@@ -151,8 +151,8 @@ class Results:
     def remarks(self, data):
         """What is to be said of single runs on these data, each sentence once."""
         said = {}
-        for run in self.runs.values():
-            for sentence in re.findall(r'\S.*?\.(?=\s|$)', run.remark if run.data == data else ''):
+        for run in (run for run in self.runs.values() if run.data == data):
+            for sentence in re.findall(r'\S.*?\.(?=\s|$)', run.remark):
                 said.setdefault(sentence, []).append(run.name)
         return '\n'.join(f'- {", ".join(names)}: {sentence}' for sentence, names in said.items())
 

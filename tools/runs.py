@@ -56,7 +56,7 @@ class Test:
     @property
     def kind(self):
         """Its weights, and what else than the images as they are made the keys."""
-        return test_kind(self.weights, dict(zip(self.options[::2], self.options[1::2])).get('--views'))
+        return test_kind(self.weights, settings_of(self.options).get('views'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +89,11 @@ class Run:
     def test(self, way, shot=1, kind='last'):
         """The `Test` of that way, shot and kind, as `test_kind` gives it, or None."""
         return next((test for test in self.tests if (test.way, test.shot, test.kind) == (way, shot, kind)), None)
+
+
+def settings_of(options):
+    """{setting: its text} of a list such as ['--seed', '1']."""
+    return {name[2:]: value for name, value in zip(options[::2], options[1::2])}
 
 
 def test_kind(weights, views=''):
