@@ -1,11 +1,14 @@
 """What is not in the paper: each has a setting of its own in the scripts, and is named in every line of results."""
 
-from metanet import FastLayer, Memory, MetaNet, Network, SoftmaxLayer
+import numpy as np
+
+from metanet import CNN, MLP, FastLayer, Memory, MetaNet, Network, SoftmaxLayer
 from ops.compat import F, chainer, training
 from ops.lazy import made, needed
 
 CENTRED = 'conv', 'fc', 'keys'  # what `CentredMetaNet` centres
 VIEWS = 'shifted', 'mirrored'  # what `Views` looks at besides an image itself
+SMALL = np.float32(1e-12)  # keeps a hidden layer of zeros from being divided by 0
 
 
 class CentredMemory(Memory):
@@ -56,6 +59,37 @@ class CentredMetaNet(MetaNet):
 def _centred(weights, n_axes):
     """Weights less their mean over the last axes, those of an output's inputs."""
     return weights - F.broadcast_to(F.mean(weights, axis=tuple(range(-n_axes, 0)), keepdims=True), weights.shape)
+
+
+class Scaled:
+    """A base learner whose last hidden layer is brought to a root mean square of `scale` for each example.
+
+    Otherwise nothing holds b's scale. Its activations may grow tenfold from layer to layer, and class scores with them,
+    until the training breaks down.
+
+    To be mixed into a `Network`: `class ScaledOwn(Scaled, Own)`.
+
+    Args:
+        args, settings: as of the network.
+        scale: the root mean square, above 0.
+    """
+
+    def __init__(self, *args, scale, **settings):
+        super().__init__(*args, **settings)
+        self.scale = np.float32(scale)
+
+    def forward(self, x):
+        hidden = super().forward(x)
+        mean_square = F.mean(hidden * hidden, axis=1, keepdims=True)
+        return hidden * F.broadcast_to(self.scale / F.sqrt(mean_square + SMALL), hidden.shape)
+
+
+class ScaledCNN(Scaled, CNN):
+    """The paper's base learner, brought to a scale; see `Scaled`."""
+
+
+class ScaledMLP(Scaled, MLP):
+    """The base learner on keys, brought to a scale; see `Scaled`."""
 
 
 class Views(Network):

@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 import data
-from beyond import Average, CentredMetaNet, Health, Views
+from beyond import Average, CentredMetaNet, Health, ScaledCNN, ScaledMLP, Views
 from experiment.checkpoints import check_folder, claim
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
@@ -62,6 +62,7 @@ n_filters = 32  # of each convolution
 n_slow = 3  # convolutions, from the first, with batch normalisation and without fast weights
 n_steps = 10  # T: task-level gradients that the support set is cut into
 centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
+hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: none, as it comes
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # [-0.1, 0.1), the paper, but for batch normalisation; 'chainer': LeCun normal, the authors
 # optimiser
@@ -91,7 +92,7 @@ CHECKS = {
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
 EARLIER = {'channels': 3, 'start_from': '', 'distortion': 0.0, 'mirror': False, 'inverse_decay': 0,
-           'amsgrad': False, 'clipping': 'together', 'average_decay': 0,
+           'amsgrad': False, 'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0,
            'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
@@ -106,7 +107,9 @@ def build(settings, ways):
     sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size'], 'n_slow': settings['n_slow']}
     on_keys = settings['model'] == 'partial, u'
     embed = CNN(settings['n_filters'], activation=None, **sizes)
-    base = MLP(embed.n_out) if on_keys else CNN(settings['n_filters'], **sizes)
+    scale = settings['hidden_scale']
+    mlp, cnn = (functools.partial(base, scale=scale) for base in (ScaledMLP, ScaledCNN)) if scale else (MLP, CNN)
+    base = mlp(embed.n_out) if on_keys else cnn(settings['n_filters'], **sizes)
     metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
     return metanet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
 
@@ -114,7 +117,8 @@ def build(settings, ways):
 def usual_classes(settings):
     """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
     return {'class_of_model': 'beyond.CentredMetaNet' if settings['centred'] else 'metanet.MetaNet',
-            'class_of_base': 'metanet.MLP' if settings['model'] == 'partial, u' else 'metanet.CNN',
+            'class_of_base': (('beyond.Scaled' if settings['hidden_scale'] else 'metanet.')
+                              + ('MLP' if settings['model'] == 'partial, u' else 'CNN')),
             'class_of_embed': 'metanet.CNN'}
 
 

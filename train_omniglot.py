@@ -17,7 +17,7 @@ import os
 import numpy as np
 
 import data
-from beyond import Average, CentredMetaNet, Health, Views
+from beyond import Average, CentredMetaNet, Health, ScaledCNN, Views
 from experiment.checkpoints import check_folder, claim
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
@@ -62,6 +62,7 @@ variant = 'MetaNet'  # 'MetaNet-': no task-level fast weights in the embedding; 
 n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
 centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
+hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: none, as it comes
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
@@ -91,7 +92,7 @@ CHECKS = {
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
 EARLIER = {'channels': 1, 'image_size': 28, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
-           'clipping': 'together', 'average_decay': 0}
+           'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_final_episodes', 'inserted_scale')
@@ -116,7 +117,8 @@ PAPER_ACROSS = {
 def build(settings, ways):
     """The untrained model of a script's settings, with softmax layers for `ways`."""
     sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size']}
-    base = CNN(settings['n_filters'], **sizes)
+    scale = settings['hidden_scale']
+    base = (functools.partial(ScaledCNN, scale=scale) if scale else CNN)(settings['n_filters'], **sizes)
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     if settings['variant'] == 'MetaNet+':
         if settings['centred']:
@@ -130,7 +132,8 @@ def usual_classes(settings):
     """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
     model = ('variants.MetaNetPlus' if settings['variant'] == 'MetaNet+' else
              'beyond.CentredMetaNet' if settings.get('centred') else 'metanet.MetaNet')
-    return {'class_of_model': model, 'class_of_base': 'metanet.CNN', 'class_of_embed': 'metanet.CNN'}
+    base = 'beyond.ScaledCNN' if settings.get('hidden_scale') else 'metanet.CNN'
+    return {'class_of_model': model, 'class_of_base': base, 'class_of_embed': 'metanet.CNN'}
 
 
 def train_model(settings):

@@ -38,6 +38,7 @@ def model_name(variant, settings, usual, sizes, *remarks):
     departures = {
         'start_from': ('', 'started from {}'),
         'centred': ('', 'centred: {}'),
+        'hidden_scale': (0, 'hidden scale {}'),
         'views': ('', 'views: {}'),
         'initialisation': ('uniform', 'initialisation: {}'),
         'alpha': (1e-3, 'alpha {}'),

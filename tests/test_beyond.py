@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from small_models import episode, fast_weights, small_model
 
-from beyond import CentredMemory, CentredMetaNet, Health, Views
-from metanet import CNN, FastLinear, Memory, MetaNet, Network, augmented
+from beyond import CentredMemory, CentredMetaNet, Health, ScaledCNN, ScaledMLP, Views
+from metanet import CNN, MLP, FastLinear, Memory, MetaNet, Network, augmented
 from ops.compat import chainer
 from ops.lazy import Deferred, made
 from variants import MetaNetPlus
@@ -132,3 +132,28 @@ def test_the_key_of_several_views_is_the_mean_of_theirs():
 def test_other_views_are_refused():
     with pytest.raises(ValueError, match="views = 'turned': name one or both of shifted, mirrored"):
         Views(CNN(3), 'turned')
+
+
+@pytest.mark.parametrize('plain, scaled, shape', [
+    (lambda: CNN(8), lambda: ScaledCNN(8, scale=3), (4, 1, 28, 28)),
+    (lambda: MLP(6), lambda: ScaledMLP(6, scale=3), (4, 6))])
+def test_a_scaled_base_learner_keeps_its_directions_and_has_one_size(plain, scaled, shape):
+    x = np.random.RandomState(0).uniform(0, 1, shape).astype(np.float32)
+    networks = plain(), scaled()
+    for network in networks:
+        for param in network.params():
+            param.array[...] = np.random.RandomState(1).uniform(-1, 1, param.shape)
+    expected, found = (network(x).array for network in networks)
+    np.testing.assert_allclose(found, 3 * expected / np.sqrt((expected ** 2).mean(axis=1, keepdims=True)), rtol=1e-3)
+    networks[1].fc1.W.array *= 1000  # as a step of training may do
+    np.testing.assert_allclose(networks[1](x).array, found, rtol=1e-3)
+
+
+def test_a_scaled_base_learner_with_nothing_alive_stays_finite():
+    network = ScaledCNN(8, scale=1)
+    for param in network.params():
+        param.array[...] = -1
+    network.cleargrads()
+    hidden = network(np.ones((2, 1, 28, 28), np.float32))
+    chainer.functions.sum(hidden).backward()
+    assert not hidden.array.any() and np.isfinite(network.fc1.W.grad).all()

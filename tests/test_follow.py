@@ -11,8 +11,8 @@ from small_scripts import save_strokes, train
 from tools import follow
 
 RUN = ['--input_path=characters', '--n_outputs_train=3', '--n_outputs_test=3', '--n_episodes=4', '--out=run']
-NO_CHANGE = {'alpha': None, 'beta2': None, 'weight_decay_rate': None, 'centred': None, 'amsgrad': False,
-             'input_path': 'characters'}
+NO_CHANGE = {'alpha': None, 'beta2': None, 'weight_decay_rate': None, 'centred': None, 'hidden_scale': None,
+             'amsgrad': False, 'input_path': 'characters'}
 
 
 @pytest.fixture
@@ -53,7 +53,8 @@ def test_without_a_change_it_is_the_run_itself(folder, words):
     assert all(1 <= float(row['attention peak']) < 6 for row in found)
 
 
-@pytest.mark.parametrize('change', [['--alpha=0.1'], ['--beta2=0.1'], ['--weight_decay_rate=0.1'], ['--centred=keys']])
+@pytest.mark.parametrize('change', [['--alpha=0.1'], ['--beta2=0.1'], ['--weight_decay_rate=0.1'], ['--centred=keys'],
+                                    ['--hidden_scale=2']])
 def test_a_change_changes_the_rows(folder, change):
     train('train_omniglot', *RUN)
     assert rows()[1]['gradient norm'] != rows(*change)[1]['gradient norm']

@@ -17,10 +17,12 @@ def script(tmp_path, monkeypatch):
     return 'train_mini_imagenet'
 
 
-@pytest.mark.parametrize('model, centred, name', [('partial', '', 'partial'),
-                                                  ('partial, u', 'fc', 'partial, u, centred: fc')])
-def test_the_best_models_test_is_the_result(script, capsys, model, centred, name):
-    train(script, '--input_path=images', '--model', model, '--centred', centred, '--n_outputs_train=6')
+@pytest.mark.parametrize('model, options, name', [
+    ('partial', [], 'partial'),
+    ('partial', ['--hidden_scale=2'], 'partial, hidden scale 2.0'),
+    ('partial, u', ['--centred=fc', '--hidden_scale=1'], 'partial, u, centred: fc, hidden scale 1.0')])
+def test_the_best_models_test_is_the_result(script, capsys, model, options, name):
+    train(script, '--input_path=images', '--model', model, *options, '--n_outputs_train=6')
     lines = capsys.readouterr().out.splitlines()
     assert {'best.npz', 'best_average.npz', 'model.npz', 'log.csv', 'final_test.csv'} <= set(os.listdir('here'))
     for weights, best, line in ('last iterate', 'best', lines[-3]), ('averaged weights', 'best_average', lines[-1]):

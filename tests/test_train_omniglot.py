@@ -305,8 +305,10 @@ def test_only_the_papers_own_model_is_compared_with_it():
         assert train_omniglot.label(other, 'Omniglot').startswith(words + ' trained')
     # A named extension stands beside the paper's numbers.
     centred = dict(settings, centred='fc', class_of_model='beyond.CentredMetaNet')
-    assert train_omniglot.paper_accuracies(centred, 1, 'Omniglot')[5] == 98.95
-    assert train_omniglot.label(centred, 'Omniglot').startswith('MetaNet (centred: fc) trained')
+    scaled = dict(settings, hidden_scale=1.0, class_of_base='beyond.ScaledCNN')
+    for extended, words in (centred, 'centred: fc'), (scaled, 'hidden scale 1.0'):
+        assert train_omniglot.paper_accuracies(extended, 1, 'Omniglot')[5] == 98.95
+        assert train_omniglot.label(extended, 'Omniglot').startswith(f'MetaNet ({words}) trained')
 
 
 def test_models_of_earlier_versions_load():

@@ -27,6 +27,7 @@ from ops.compat import chainer  # noqa: E402
 from sources.archives import read_npz  # noqa: E402
 
 STEP = 50  # episodes to a row
+BUILT = 'centred', 'hidden_scale'  # settings of the model that may be changed
 COLUMNS = {'loss': 'main/loss', 'accuracy': 'main/accuracy', 'largest logit': 'main/largest_logit',
            'gradient norm': 'gradient_norm'}
 
@@ -55,8 +56,8 @@ def started(folder, options):
     if settings['rotations'] == 'classes':
         classes = data.turned(classes)
     ways = settings['n_outputs_train'], *as_tuple(settings['n_outputs_test'])
-    centred = settings['centred'] if options.centred is None else options.centred
-    model = train_omniglot.build(dict(settings, centred=centred), ways)
+    changed = {name: value for name in BUILT if (value := getattr(options, name)) is not None}
+    model = train_omniglot.build({**settings, **changed}, ways)
     optimizer = chainer.optimizers.Adam(settings['alpha'], amsgrad=settings['amsgrad']).setup(model)
     optimizer.add_hook(Clipping(settings['clip'], settings['clipping'] == 'apart'))
     sampler = data.EpisodeSampler(classes, settings['n_outputs_train'], settings['nb_samples_per_class'],
@@ -126,6 +127,8 @@ def main(words=None):
     parser.add_argument('--amsgrad', action='store_true', help='Adam that forgets no large gradient')
     parser.add_argument('--centred', type=train_omniglot.CHECKS['centred'].read, metavar='WORDS',
                         help="some of conv, fc, keys, as in 'fc, keys'")
+    parser.add_argument('--hidden_scale', type=train_omniglot.CHECKS['hidden_scale'].read, metavar='NUMBER',
+                        help="root mean square that b's last hidden layer is brought to")
     parser.add_argument('--input_path', default=train_omniglot.input_path, help='folder of Omniglot')
     parser.add_argument('--out', help='csv file of the rows; with --draw, the picture')
     parser.add_argument('--draw', action='store_true', help='draw csv files in place of training')
@@ -140,8 +143,7 @@ def main(words=None):
         parser.error(f'give one folder, and for --n_episodes a multiple of {STEP}')
     keep_memory()
     with plain_errors():
-        if args.centred is not None:
-            check({'centred': args.centred}, train_omniglot.CHECKS)
+        check({name: value for name in BUILT if (value := getattr(args, name)) is not None}, train_omniglot.CHECKS)
         updater = started(args.paths[0], args)
     rows = []
     for row in follow(updater, args.n_episodes):
