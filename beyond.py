@@ -157,15 +157,17 @@ class Health(chainer.LinkHook):
     """Tells, within a `with`, whether a model is well: which layers adapt at all, and whether the memory tells apart.
 
     It counts the share of each layer's fast activations that are above 0, those that are alive. Layers without an
-    activation, softmax layers for one, are left out: all that they make passes. And it looks at the attention that the
-    most attended support example gets, as a multiple of an equal share: at 1 all examples are the same to the memory.
+    activation, softmax layers for one, are left out: all that they make passes. It looks at the attention that the most
+    attended support example gets, as a multiple of an equal share: at 1 all examples are the same to the memory. And it
+    tells how far the classes' scores of an example are apart, their standard deviation: far more than 10 is too sure.
 
     Args:
         model: `MetaNet`.
 
     Yields:
         A dict {'alive/base/conv1': list of shares, one for each call while the layer was augmented, ...,
-        'attention/peak': list of multiples, the mean over queries, one for each reading of the memory}.
+        'attention/peak': list of multiples, the mean over queries, one for each reading of the memory,
+        'scores/spread': list of deviations, the mean over examples, one for each call of an augmented softmax layer}.
     """
 
     name = 'Health'
@@ -174,7 +176,7 @@ class Health(chainer.LinkHook):
         self.model = model
         self.names = {id(link): 'alive' + name for name, link in model.namedlinks()
                       if isinstance(link, FastLayer) and link.activation is not None}
-        self.found = {name: [] for name in (*self.names.values(), 'attention/peak')}
+        self.found = {name: [] for name in (*self.names.values(), 'attention/peak', 'scores/spread')}
 
     def __enter__(self):
         super().__enter__()
@@ -195,6 +197,8 @@ class Health(chainer.LinkHook):
                       for one in needed(layer.fast, x, layer.activation)]
             n_sets = len(layer.fast) if isinstance(layer.fast, tuple) else 1  # those that aren't needed are dead
             self.found[self.names[id(layer)]].append(sum(shares) / n_sets)
+        if isinstance(layer, SoftmaxLayer) and layer.fast is not None:
+            self.found['scores/spread'].append(float(args.out.array.std(axis=1).mean()))
 
 
 class Average(training.Extension):

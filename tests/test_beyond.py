@@ -97,6 +97,14 @@ def test_the_peak_of_attention(make, settings):
     np.testing.assert_allclose(found['attention/peak'], [1 + 2 / 10], rtol=1e-5)  # 3 for one of ten queries
 
 
+def test_the_spread_of_scores():
+    """Of b's answers to the queries alone, whatever all classes have in common."""
+    model, task = small_model(), episode(5, 1)
+    with Health(model) as found:
+        scores = model(*task[:3]).array
+    np.testing.assert_allclose(found['scores/spread'], [scores.std(axis=1).mean()], rtol=1e-5)
+
+
 def test_layers_that_are_called_by_name_are_counted():
     class Named(Network):
         def __init__(self):

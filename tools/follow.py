@@ -80,7 +80,7 @@ def started(folder, options):
 
 
 def follow(updater, n_episodes):
-    """Trains on; yields a row after every `STEP` episodes, a dict. The attention is that of the last update's."""
+    """Trains on; yields a row after every `STEP` episodes, a dict. Attention and spread are of the last update."""
     reporter = chainer.Reporter()
     reporter.add_observer('main', updater.model)
     n_updates = STEP // updater.n_averaged
@@ -99,7 +99,8 @@ def follow(updater, n_episodes):
         yield {'episodes': updater.iteration, 'loss': round(loss.mean(), 4), 'largest loss': round(loss.max(), 4),
                'accuracy': round(accuracy.mean(), 4), 'largest logit': round(np.median(logit), 1),
                'gradient norm': round(np.median(norm), 4),
-               'attention peak': round(np.mean(found['attention/peak']), 4)}
+               'attention peak': round(np.mean(found['attention/peak']), 4),
+               'spread of scores': round(np.mean(found['scores/spread']), 2)}
 
 
 def draw(paths, picture):
