@@ -1,6 +1,5 @@
 """What is not in the paper: each has a setting of its own in the scripts, and is named in every line of results."""
-
-import numpy as np
+import math
 
 from metanet import CNN, MLP, FastLayer, Memory, MetaNet, Network, SoftmaxLayer
 from ops.compat import F, chainer, training
@@ -8,7 +7,6 @@ from ops.lazy import made, needed
 
 CENTRED = 'conv', 'fc', 'keys'  # what `CentredMetaNet` centres
 VIEWS = 'shifted', 'mirrored'  # what `Views` looks at besides an image itself
-SMALL = np.float32(1e-12)  # keeps a hidden layer of zeros from being divided by 0
 
 
 class CentredMemory(Memory):
@@ -76,12 +74,10 @@ class Scaled:
 
     def __init__(self, *args, scale, **settings):
         super().__init__(*args, **settings)
-        self.scale = np.float32(scale)
+        self.norm = scale * math.sqrt(self.n_out)
 
     def forward(self, x):
-        hidden = super().forward(x)
-        mean_square = F.mean(hidden * hidden, axis=1, keepdims=True)
-        return hidden * F.broadcast_to(self.scale / F.sqrt(mean_square + SMALL), hidden.shape)
+        return F.normalize(super().forward(x), eps=1e-12) * self.norm
 
 
 class ScaledCNN(Scaled, CNN):

@@ -94,6 +94,10 @@ def _factors(function):
         return [root * sum(largest)] + [root * norm(x)] * len(weights)
     if isinstance(function, F.math.basic_math.Mul) and inputs[0].shape == inputs[1].shape:
         return [float(abs(other.data).max()) for other in reversed(inputs)]
+    if isinstance(function, F.math.basic_math.MulConstant):
+        return abs(float(function.value)),
+    if isinstance(function, F.normalization.l2_normalization.NormalizeL2) and function.axis == (1,):
+        return 1 / (math.sqrt(float(numpy.square(inputs[0].data).sum(axis=1).min())) + function.eps),
     if isinstance(function, F.math.sum.Sum):
         return math.sqrt(math.prod(inputs[0].shape)),
     if (isinstance(function, F.loss.softmax_cross_entropy.SoftmaxCrossEntropy) and function.reduce == 'no'

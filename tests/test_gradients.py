@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from small_models import episode, small_model
 
+from beyond import ScaledCNN
 from metanet import CNN, MLP, FastLinear, MetaNet, augmented
 from ops import bounds, gradients, tiled
 from ops.compat import F, chainer
@@ -68,12 +69,32 @@ CLASSES = np.array([0, 2, 1], np.int32)
 
 
 @pytest.mark.parametrize('function', [
-    F.tanh, lambda x: x / 2, lambda x: x + x, lambda x: x * draw(1, 4), lambda x: x * draw(2, 1, 1),
+    F.tanh, lambda x: 2 / x, lambda x: x + x, lambda x: F.normalize(x, axis=0),
+    lambda x: x * draw(1, 4), lambda x: x * draw(2, 1, 1),
     lambda x: F.softmax_cross_entropy(x, draw(3, 4), reduce='no'), lambda x: F.softmax_cross_entropy(x, CLASSES),
     lambda x: F.softmax_cross_entropy(x, CLASSES, reduce='no', class_weight=draw(4))])
 def test_nothing_is_known_of_functions_of_ones_own(function):
     x = chainer.Variable(draw(3, 4))
     assert Gradients(F.sum(function(x)), [x]).limit() == math.inf
+
+
+@pytest.mark.parametrize('function', [lambda x: x * -3, lambda x: x / 3, F.normalize, lambda x: F.normalize(x, eps=1)])
+def test_the_limit_of_a_scaled_layer(function):
+    x = chainer.Variable(draw(3, 4) / 100)
+    weights = np.zeros((3, 4), np.float32)
+    weights[np.arange(3), abs(x.array).argmin(axis=1)] = 1  # next to at right angles, where a norm takes nothing off
+    loss = F.sum(function(x) * weights)
+    gradient, = chainer.grad([loss], [x])
+    limit, = gradients.norms(loss, [x])
+    assert .999 <= limit / np.linalg.norm(gradient.array) < 4
+
+
+def test_the_limit_holds_for_a_scaled_base_learner():
+    network = ScaledCNN(8, scale=2)
+    network.add_way(3)
+    loss, copies = loss_of(network, draw(3, 1, 28, 28) ** 2, 1)
+    for limit, gradient in zip(gradients.norms(loss, copies), chainer.grad([loss], copies)):
+        assert np.linalg.norm(gradient.array) <= limit < math.inf
 
 
 def test_equal_examples_count_one_by_one():
