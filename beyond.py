@@ -9,6 +9,14 @@ CENTRED = 'conv', 'fc', 'keys'  # what `CentredMetaNet` centres
 VIEWS = 'shifted', 'mirrored'  # what `Views` looks at besides an image itself
 
 
+def _words(name, value, known):
+    """The words of a text such as 'fc, keys', as a list; ValueError if one isn't known."""
+    words = value.split(', ')
+    if not set(words) <= set(known):
+        raise ValueError(f'{name} = {value!r}: name some of {", ".join(known)}, as in "{", ".join(known[-2:])}"')
+    return words
+
+
 class CentredMemory(Memory):
     """A memory whose keys are centred, so that what all support examples have in common doesn't count.
 
@@ -39,9 +47,7 @@ class CentredMetaNet(MetaNet):
     """
 
     def __init__(self, *args, centred, **settings):
-        kinds = centred.split(', ')
-        if not set(kinds) <= set(CENTRED):
-            raise ValueError(f'centred = {centred!r}: name one or several of {", ".join(CENTRED)}, as in "fc, keys"')
+        kinds = _words('centred', centred, CENTRED)
         super().__init__(*args, **settings)
         self.centred = kinds
         if 'keys' in kinds:
@@ -104,9 +110,7 @@ class Views(Network):
     """
 
     def __init__(self, network, views):
-        names = views.split(', ')
-        if not set(names) <= set(VIEWS):
-            raise ValueError(f'views = {views!r}: name one or both of {", ".join(VIEWS)}, as in "{", ".join(VIEWS)}"')
+        names = _words('views', views, VIEWS)
         super().__init__(network.n_out)
         self.views = names
         with self.init_scope():

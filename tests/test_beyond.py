@@ -138,7 +138,7 @@ def test_the_key_of_several_views_is_the_mean_of_theirs():
 
 
 def test_other_views_are_refused():
-    with pytest.raises(ValueError, match="views = 'turned': name one or both of shifted, mirrored"):
+    with pytest.raises(ValueError, match="views = 'turned': name some of shifted, mirrored, as in"):
         Views(CNN(3), 'turned')
 
 
