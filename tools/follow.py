@@ -42,7 +42,9 @@ def started(folder, options):
     settings = run_settings(folder, train_omniglot.EARLIER)
     if not {'split', 'variant'} <= set(settings) or not snapshots(folder):
         raise ValueError(f'{folder} has no snapshot of a run of train_omniglot.py: give the folder of one that has')
-    check(settings, train_omniglot.CHECKS)
+    changed = {name: value for name in BUILT if (value := getattr(options, name)) is not None}
+    for some in settings, changed:
+        check(some, train_omniglot.CHECKS)
     if (settings['n_decay'] or settings['inverse_decay']) and options.alpha is None:
         raise ValueError(f'the learning rate of the run in {folder} falls, which is not done here: give the one to go '
                          'on with, --alpha')
@@ -56,7 +58,6 @@ def started(folder, options):
     if settings['rotations'] == 'classes':
         classes = data.turned(classes)
     ways = settings['n_outputs_train'], *as_tuple(settings['n_outputs_test'])
-    changed = {name: value for name in BUILT if (value := getattr(options, name)) is not None}
     model = train_omniglot.build({**settings, **changed}, ways)
     optimizer = chainer.optimizers.Adam(settings['alpha'], amsgrad=settings['amsgrad']).setup(model)
     optimizer.add_hook(Clipping(settings['clip'], settings['clipping'] == 'apart'))
@@ -144,7 +145,6 @@ def main(words=None):
         parser.error(f'give one folder, and for --n_episodes a multiple of {STEP}')
     keep_memory()
     with plain_errors():
-        check({name: value for name in BUILT if (value := getattr(args, name)) is not None}, train_omniglot.CHECKS)
         updater = started(args.paths[0], args)
     rows = []
     for row in follow(updater, args.n_episodes):
