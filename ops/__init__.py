@@ -4,10 +4,10 @@
 each with weights of its own, shared by all examples or one per group of examples. Run forwards with fast weights per
 query it is the augmented layer; run backwards with a copy of the slow weights per support example it gives the meta
 information.
-`tiled` is a quicker way for convolutions whose kernel all examples share, on a CPU, with loops that Numba compiles in
-`loops`. `meta_learners` has the meta learner's two coordinate-wise networks, `memory` the reading of the memory,
-`pooling` and `normalization` what stands between convolutions. `lazy`, `bounds` and `gradients` are about fast weights
-that need not be made, `kernels` about a GPU.
+`tiled` is a quicker way for 3x3 convolutions on a CPU, and `tiled_sums` for augmented ones, with loops that Numba
+compiles in `loops`. `meta_learners` has the meta learner's two coordinate-wise networks, `memory` the reading of the
+memory, `pooling` and `normalization` what stands between convolutions. `lazy`, `bounds` and `gradients` are about fast
+weights that need not be made, `kernels` about a GPU.
 
 Nothing here can be differentiated twice: the paper's meta information is a constant (first order). Every module takes
 Chainer from `compat`.

@@ -7,6 +7,7 @@ import numpy
 
 import ops.kernels as kernels
 import ops.tiled as tiled
+import ops.tiled_sums as tiled_sums
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import F, chainer, cuda, type_check
 from ops.lazy import Mixed, rectified
@@ -247,6 +248,8 @@ def convolution(x, weights, group=1, relu=False, pool=False):
     """
     if pool and relu and len(weights) == 1 and tiled.suits(x, weights[0], group):
         return rectified(tiled.tiled(x, weights[0], group))
+    if pool and relu and tiled_sums.suits(x, weights):
+        return rectified(tiled_sums.tiled_sum(x, weights, group))
     y, = Convolution(group, relu, pool).apply([x] + list(weights))
     return rectified(y) if relu else y
 

@@ -13,6 +13,7 @@ import numpy
 from ops.augmented import Convolution, Linear
 from ops.compat import F, chainer
 from ops.tiled import PooledConvolution
+from ops.tiled_sums import TiledSum
 
 MARGIN = 2  # for rounding, generously: the meta learner sees logarithms
 
@@ -86,7 +87,7 @@ def norms(loss, variables):
 def _factors(function):
     """For each of a function's inputs how many times as large as its output's gradient that input's may be."""
     inputs = function.inputs
-    if type(function) in (Convolution, Linear, PooledConvolution):  # not what is derived from them
+    if type(function) in (Convolution, Linear, PooledConvolution, TiledSum):  # not what is derived from them
         x, *weights = (node.data for node in inputs)
         root = math.sqrt(math.prod(weights[0].shape[-3:-1])) if x.ndim == 4 else 1  # of the number of taps
         # An example meets one group's weight; often all groups' are the same, without a copy.

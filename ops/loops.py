@@ -197,25 +197,28 @@ def _expand(tiles, half, matrices):
 
 
 @_compiled
-def _contract_four(x0, x1, x2, x3):
-    middle = (x1 + x2) * HALF
-    return x0 + middle, (x1 - x2) * HALF, middle + x3
+def contract(x, half, y):
+    """From gradients of transformed kernels, x (16, n, o, c), to those of kernels, y (n, o, 3, 3, c).
 
-
-@_compiled
-def contract(x, y):
-    """From gradients of transformed kernels, x (16, n, o, c), to those of kernels, y (n, o, 3, 3, c)."""
+    `half` is room for one pair of channels' maps, (3, 4, c).
+    """
     _, kernels, outputs, channels = x.shape
     for n in range(kernels):
         for o in range(outputs):
-            for c in range(channels):
-                p = _contract_four(x[0, n, o, c], x[4, n, o, c], x[8, n, o, c], x[12, n, o, c])
-                q = _contract_four(x[1, n, o, c], x[5, n, o, c], x[9, n, o, c], x[13, n, o, c])
-                r = _contract_four(x[2, n, o, c], x[6, n, o, c], x[10, n, o, c], x[14, n, o, c])
-                s = _contract_four(x[3, n, o, c], x[7, n, o, c], x[11, n, o, c], x[15, n, o, c])
-                y[n, o, 0, 0, c], y[n, o, 0, 1, c], y[n, o, 0, 2, c] = _contract_four(p[0], q[0], r[0], s[0])
-                y[n, o, 1, 0, c], y[n, o, 1, 1, c], y[n, o, 1, 2, c] = _contract_four(p[1], q[1], r[1], s[1])
-                y[n, o, 2, 0, c], y[n, o, 2, 1, c], y[n, o, 2, 2, c] = _contract_four(p[2], q[2], r[2], s[2])
+            for j in range(4):
+                for c in range(channels):
+                    half[0, j, c] = x[j, n, o, c] + (x[4 + j, n, o, c] + x[8 + j, n, o, c]) * HALF
+                for c in range(channels):
+                    half[1, j, c] = (x[4 + j, n, o, c] - x[8 + j, n, o, c]) * HALF
+                for c in range(channels):
+                    half[2, j, c] = (x[4 + j, n, o, c] + x[8 + j, n, o, c]) * HALF + x[12 + j, n, o, c]
+            for i in range(3):
+                for c in range(channels):
+                    y[n, o, i, 0, c] = half[i, 0, c] + (half[i, 1, c] + half[i, 2, c]) * HALF
+                for c in range(channels):
+                    y[n, o, i, 1, c] = (half[i, 1, c] - half[i, 2, c]) * HALF
+                for c in range(channels):
+                    y[n, o, i, 2, c] = (half[i, 1, c] + half[i, 2, c]) * HALF + half[i, 3, c]
 
 
 @_compiled
@@ -291,10 +294,86 @@ def _add_up(tiles, kept, start, sums):
 
 
 @_compiled
-def _rooms(maps, kernels, shape, edges):
+def _turn(kernel, half, matrices):
+    """A kernel (o, 3, 3, c), transformed by Winograd's algorithm into matrices (16, o, c); half, (4, 3, c), is room."""
+    outputs, _, _, channels = kernel.shape
+    for o in range(outputs):
+        for j in range(3):
+            for c in range(channels):
+                middle = (kernel[o, 0, j, c] + kernel[o, 2, j, c]) * HALF
+                half[0, j, c] = kernel[o, 0, j, c]
+                half[1, j, c] = middle + kernel[o, 1, j, c] * HALF
+                half[2, j, c] = middle - kernel[o, 1, j, c] * HALF
+                half[3, j, c] = kernel[o, 2, j, c]
+        for i in range(4):
+            for c in range(channels):
+                matrices[4 * i, o, c] = half[i, 0, c]
+            for c in range(channels):
+                matrices[4 * i + 1, o, c] = (half[i, 0, c] + half[i, 1, c] + half[i, 2, c]) * HALF
+            for c in range(channels):
+                matrices[4 * i + 2, o, c] = (half[i, 0, c] - half[i, 1, c] + half[i, 2, c]) * HALF
+            for c in range(channels):
+                matrices[4 * i + 3, o, c] = half[i, 2, c]
+
+
+@_compiled
+def _lay(kernel, half, matrices):
+    """A kernel (o, 3, 3, c) as matrices: (16, o, c), transformed, or (1, o, 9 c)."""
+    if len(matrices) == 16:
+        _turn(kernel, half, matrices)
+    else:
+        outputs, _, _, channels = kernel.shape
+        for o in range(outputs):
+            for i in range(3):
+                for j in range(3):
+                    for c in range(channels):
+                        matrices[0, o, (3 * i + j) * channels + c] = kernel[o, i, j, c]
+
+
+@_compiled
+def _rectify(outputs, first, alive, start, tiles):
+    """The ReLU of outputs (4, n, o), put into tiles or, unless they are the first, added to them."""
+    _, n, channels = tiles.shape
+    for place in range(4):
+        for t in range(n):
+            if first:
+                for c in range(channels):
+                    x = outputs[place, t, c]
+                    tiles[place, t, c] = ZERO if x < 0 else x
+            else:
+                for c in range(channels):
+                    x = outputs[place, t, c]
+                    tiles[place, t, c] += ZERO if x < 0 else x
+            if alive.size:
+                for c in range(channels):
+                    alive[place, start + t, c] = outputs[place, t, c] > 0
+
+
+@_compiled
+def _let_through(tiles, alive, start, g):
+    """The way back of `_rectify`, into g; returns whether anything comes through."""
+    _, n, channels = tiles.shape
+    count = 0
+    for place in range(4):
+        for t in range(n):
+            for c in range(channels):
+                count += alive[place, start + t, c]
+                g[place, t, c] = tiles[place, t, c] if alive[place, start + t, c] else ZERO
+    return count > 0
+
+
+@_compiled
+def _add(x, y):
+    """x is added to y, both (m, n)."""
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            y[i, j] += x[i, j]
+
+
+@_compiled
+def _rooms(maps, places, size, o, shape, edges):
     """Room for the largest block: one example's padded map, half-transformed rows, matrices, products, and tiles."""
     rows, columns = shape
-    places, size, o = kernels.shape
     most = numpy.max(edges[1:] - edges[:-1]) * rows * columns
     n_products = 16 * most if places == 16 else 4 * most
     return (numpy.zeros((2 * rows + 2, 2 * columns + 2, maps.shape[3]), maps.dtype),
@@ -303,111 +382,165 @@ def _rooms(maps, kernels, shape, edges):
 
 
 @_compiled
-def forward(maps, kernels, shape, edges, relu, second, kept, sums, pooled):
-    """Convolution and pooling, block by block.
+def forward(maps, kernels, own, group, shape, edges, relu, alive, second, kept, sums, pooled):
+    """Convolutions and pooling of their sum, block by block.
 
     Args:
         maps: (n, h, w, c).
-        kernels: (16, c, o), transformed, or (1, 9 c, o).
+        kernels: (k, 16, c, o), transformed, or (k, 1, 9 c, o): of all examples.
+        own: (l, groups, o, 3, 3, c), of each group of examples.
+        group: examples to a group.
         shape: rows and columns of tiles of an example.
         edges: int64, where blocks of examples start, and where the last one stops.
-        relu: whether a ReLU follows.
+        relu: whether a ReLU follows: on each convolution, where there are several.
+        alive: bool (k + l, 4, tiles, o), gets what is above 0 of each of several convolutions; or (k + l, 0, 0, 0).
         second: bool (3, tiles, o) for the way back, or empty.
         kept: (4, tiles, o), gets the outputs, those beyond the edges 0; or empty.
         sums: float64 (blocks, 2, 4, o) of 0, gets the sums of outputs and of their squares; or empty.
         pooled: (tiles, o), gets the result.
     """
     rows, columns = shape
-    _, h, w, _ = maps.shape
-    places, size, o = kernels.shape
-    per_tile = 1 if places == 16 else 4
-    padded, half, room, products_room, tiles_room = _rooms(maps, kernels, shape, edges)
+    _, h, w, channels = maps.shape
+    shared, places, size, o = kernels.shape
+    count, per_tile, area = shared + len(own), 1 if places == 16 else 4, rows * columns
+    padded, half, room, products_room, tiles_room = _rooms(maps, places, size, o, shape, edges)
+    more_room = numpy.empty_like(tiles_room) if count > 1 else tiles_room
+    half_kernel, kernel = numpy.empty((4, 3, channels), maps.dtype), numpy.empty((places, o, size), maps.dtype)
     for i in range(len(edges) - 1):
-        n, start = (edges[i + 1] - edges[i]) * rows * columns, edges[i] * rows * columns
+        n, start = (edges[i + 1] - edges[i]) * area, edges[i] * area
         matrices = room[:places * n * per_tile * size].reshape(places, n * per_tile, size)
         products = products_room[:places * n * per_tile * o].reshape(places, n * per_tile, o)
+        tiles = tiles_room[:4 * n * o].reshape(4, n, o)
         if places == 16:
             _transform(maps[edges[i]:edges[i + 1]], padded, half, matrices)
         else:
             _patches(maps[edges[i]:edges[i + 1]], padded, matrices)
-        for place in range(places):
-            numpy.dot(matrices[place], kernels[place], products[place])
-        if places == 16:
-            tiles = tiles_room[:4 * n * o].reshape(4, n, o)
-            _reduce(products, tiles)
-        else:
-            tiles = products.reshape(4, n, o)
+        for k in range(count):
+            if k < shared:
+                for place in range(places):
+                    numpy.dot(matrices[place], kernels[k, place], products[place])
+            else:
+                for example in range(edges[i], edges[i + 1]):
+                    if example == edges[i] or example % group == 0:
+                        _lay(own[k - shared, example // group], half_kernel, kernel)
+                    for place in range(places):
+                        for other in range(per_tile):
+                            a = other * n + (example - edges[i]) * area
+                            numpy.dot(matrices[place, a:a + area], kernel[place].T, products[place, a:a + area])
+            outputs = products.reshape(-1)[:4 * n * o].reshape(4, n, o)
+            if places == 16:
+                outputs = (more_room[:4 * n * o] if count > 1 else tiles_room[:4 * n * o]).reshape(4, n, o)
+                _reduce(products, outputs)
+            if count > 1:
+                _rectify(outputs, k == 0, alive[k], start, tiles)
+            else:
+                tiles = outputs
         if sums.size:
             _set_beyond(tiles, shape, (h, w), 0)
             _add_up(tiles, kept, start, sums[i])
         _set_beyond(tiles, shape, (h, w), -numpy.inf)
-        _pool(tiles, second, start, relu, pooled)
+        _pool(tiles, second, start, relu and count == 1, pooled)
 
 
 @_compiled
-def backward(maps, kernels, shape, edges, g, y, second, kept, slope, offset, group, total, gradients, gx):
+def backward(maps, kernels, own, group, shape, edges, g, y, alive, second, kept, slope, offset, total, gradients, gx):
     """The way back of `forward`.
 
     Args:
-        maps, kernels, shape, edges, second, kept: as there.
+        maps, own, group, shape, edges, alive, second, kept: as there.
+        kernels: (k, places, o, size), transposed: products are faster.
         g: (tiles, o), of the result.
         y: (tiles, o), the result if a ReLU made it; or empty.
         slope, offset: (o,), with `kept`: outputs slope + offset is added to their gradient; or empty, all three.
-        group: examples to a group.
-        total: (places, o, size) of 0, gets the kernels' gradient, `size` their second axis; or empty.
-        gradients: (groups, o, 3, 3, c), gets those of each group's weight; or empty.
+        total: (k, places, o, size) of 0, gets the kernels' gradients; or empty.
+        gradients: (l, groups, o, 3, 3, c), gets those of each group's weights; without `own`, of each group's
+            share in the one kernel; or empty.
         gx: (n, h, w, c), gets that of the maps; or empty.
     """
     rows, columns = shape
     _, h, w, channels = maps.shape
-    places, size, o = kernels.shape
-    per_tile = 1 if places == 16 else 4
-    padded, half, room, g_room, tiles_room = _rooms(maps, kernels, shape, edges)
+    shared, places, o, size = kernels.shape
+    count, per_tile, area = shared + len(own), 1 if places == 16 else 4, rows * columns
+    padded, half, room, g_room, tiles_room = _rooms(maps, places, size, o, shape, edges)
+    through_room = numpy.empty_like(tiles_room) if count > 1 else tiles_room
+    g_matrices_room = numpy.empty_like(room) if count > 1 else room
+    more_room = numpy.empty_like(room) if count > 1 else room
     half_tile = numpy.empty((8, o), maps.dtype)
-    g_kernel = numpy.empty((o, size), maps.dtype)
+    half_kernel, kernel = numpy.empty((4, 3, channels), maps.dtype), numpy.empty((places, o, size), maps.dtype)
+    g_kernel, half_g_kernel = numpy.empty((o, size), maps.dtype), numpy.empty((3, 4, channels), maps.dtype)
     g_kernels = numpy.empty((places, 1, o, size), maps.dtype)
     g_padded = numpy.empty_like(padded)
     for i in range(len(edges) - 1):
-        n, start = (edges[i + 1] - edges[i]) * rows * columns, edges[i] * rows * columns
+        n, start = (edges[i + 1] - edges[i]) * area, edges[i] * area
+        length = places * n * per_tile * size
         tiles = tiles_room[:4 * n * o].reshape(4, n, o)
         _unpool(g, y, second, kept, slope, offset, start, tiles)
         if kept.size:
             _set_beyond(tiles, shape, (h, w), 0)
-        g_products = tiles.reshape(1, 4 * n, o)
-        if places == 16:
-            g_products = g_room[:16 * n * o].reshape(16, n, o)
-            _expand(tiles, half_tile, g_products)
-        matrices = room[:places * n * per_tile * size].reshape(places, n * per_tile, size)
+        matrices = room[:length].reshape(places, n * per_tile, size)
         if total.size or gradients.size:
             if places == 16:
                 _transform(maps[edges[i]:edges[i + 1]], padded, half, matrices)
             else:
                 _patches(maps[edges[i]:edges[i + 1]], padded, matrices)
-        if total.size:
-            for place in range(places):
-                numpy.dot(g_products[place].T, matrices[place], g_kernel)
-                total[place] += g_kernel
-        if gradients.size:
-            for first in range(edges[i], edges[i + 1], group):
-                a = (first - edges[i]) * rows * columns
-                b = min(a + group * rows * columns, n)
-                for place in range(places):
-                    numpy.dot(g_products[place, a:b].T, matrices[place, a:b], g_kernels[place, 0])
-                    for other in range(1, per_tile):
-                        c, d = a + other * n, b + other * n
-                        numpy.dot(g_products[place, c:d].T, matrices[place, c:d], g_kernel)
-                        g_kernels[place, 0] += g_kernel
-                if places == 16:
-                    contract(g_kernels, gradients[first // group:first // group + 1])
-                else:
-                    gradients[first // group] = g_kernels.reshape(o, 3, 3, channels)
-        if gx.size:
-            for place in range(places):
-                numpy.dot(g_products[place], kernels[place].T, matrices[place])
+        g_matrices = g_matrices_room[:length].reshape(places, n * per_tile, size)
+        found = False
+        for k in range(count):
+            through = tiles
+            if count > 1:
+                through = through_room[:4 * n * o].reshape(4, n, o)
+                if not _let_through(tiles, alive[k], start, through):
+                    if gradients.size and k >= shared:
+                        gradients[k - shared, edges[i] // group:-(-edges[i + 1] // group)] = 0
+                    continue
+            g_products = through.reshape(1, 4 * n, o)
             if places == 16:
-                _overlap(matrices, g_padded, half, gx[edges[i]:edges[i + 1]])
+                g_products = g_room[:16 * n * o].reshape(16, n, o)
+                _expand(through, half_tile, g_products)
+            if total.size and k < shared:
+                for place in range(places):
+                    numpy.dot(g_products[place].T, matrices[place], g_kernel)
+                    _add(g_kernel, total[k, place])
+            if gradients.size and (k >= shared or not len(own)):
+                for first in range(edges[i], edges[i + 1], group):
+                    a = (first - edges[i]) * area
+                    b = min(a + group * area, n)
+                    for place in range(places):
+                        numpy.dot(g_products[place, a:b].T, matrices[place, a:b], g_kernels[place, 0])
+                        for other in range(1, per_tile):
+                            c, d = a + other * n, b + other * n
+                            numpy.dot(g_products[place, c:d].T, matrices[place, c:d], g_kernel)
+                            _add(g_kernel, g_kernels[place, 0])
+                    its = gradients[max(k - shared, 0), first // group:first // group + 1]
+                    if places == 16:
+                        contract(g_kernels, half_g_kernel, its)
+                    else:
+                        its[0] = g_kernels.reshape(o, 3, 3, channels)
+            if not gx.size:
+                continue
+            out = more_room[:length].reshape(places, n * per_tile, size) if found else g_matrices
+            if k < shared:
+                for place in range(places):
+                    numpy.dot(g_products[place], kernels[k, place], out[place])
             else:
-                _spread(matrices, g_padded, gx[edges[i]:edges[i + 1]])
+                for example in range(edges[i], edges[i + 1]):
+                    if example == edges[i] or example % group == 0:
+                        _lay(own[k - shared, example // group], half_kernel, kernel)
+                    for place in range(places):
+                        for other in range(per_tile):
+                            a = other * n + (example - edges[i]) * area
+                            numpy.dot(g_products[place, a:a + area], kernel[place], out[place, a:a + area])
+            if found:
+                for place in range(places):
+                    _add(out[place], g_matrices[place])
+            found = True
+        if gx.size:
+            if not found:
+                g_matrices[:] = 0
+            if places == 16:
+                _overlap(g_matrices, g_padded, half, gx[edges[i]:edges[i + 1]])
+            else:
+                _spread(g_matrices, g_padded, gx[edges[i]:edges[i + 1]])
 
 
 @_compiled

@@ -132,16 +132,16 @@ class Tiles:
             With `sums` float64 (2, o), sums of the outputs and of their squares.
         """
         maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight[0] if self.n_groups else weight)
-        compiled = loops(x.dtype)
+        compiled, empty = loops(x.dtype), nothing(x.dtype)
         if compiled:
             maps, kernels = map(numpy.ascontiguousarray, (maps, kernels))
 
         def work(blocks):
             its = numpy.zeros((len(blocks), 2, 4, len(kernels[0, 0]))) if sums else None
             if compiled:
-                compiled.forward(maps, kernels, self.shape, _edges(blocks), relu, _flat(second, 3, bool),
-                                 _flat(kept, 4, x.dtype), numpy.zeros((0, 2, 4, 0)) if its is None else its,
-                                 _flat(pooled, 1)[0])
+                compiled.forward(maps, kernels[None], empty(6), self.group, self.shape, edges_of(blocks), relu,
+                                 numpy.empty((1, 0, 0, 0), bool), flat(second, 3, bool), flat(kept, 4, x.dtype),
+                                 numpy.zeros((0, 2, 4, 0)) if its is None else its, flat(pooled, 1)[0])
                 return its
             for i, (start, stop) in enumerate(blocks):
                 matrices = self.matrices(maps[start:stop])
@@ -159,7 +159,7 @@ class Tiles:
                     relu_in_place(pooled[start:stop])
             return its
 
-        parts = in_parts(work, self._cut(x, self.numbers(weight.shape[-4], weight.shape[-1])), numpy, sums)
+        parts = in_parts(work, self.cut(x, self.numbers(weight.shape[-4], weight.shape[-1]), self.group), numpy, sums)
         return sum(block.sum(axis=1) for part in parts for block in part) if sums else None
 
     def backward(self, x, weight, g, second, indexes, y=None, share=None):
@@ -176,9 +176,9 @@ class Tiles:
         gx = numpy.empty(maps.shape, x.dtype) if 0 in indexes else None
         gradient = numpy.empty(weight.shape, x.dtype) if 1 in indexes else None
         grouped = gradient is not None and self.n_groups
-        compiled = loops(x.dtype)
+        compiled, empty = loops(x.dtype), nothing(x.dtype)
         if compiled:
-            maps, kernels, g = map(numpy.ascontiguousarray, (maps, kernels, g))
+            maps, turned, g = map(numpy.ascontiguousarray, (maps, kernels.swapaxes(1, 2), g))
             y = y if y is None else numpy.ascontiguousarray(y)
         numbers = self.numbers(weight.shape[-4], weight.shape[-1])
         if grouped:  # their kernels' gradients have to fit, too
@@ -189,12 +189,12 @@ class Tiles:
             if gradient is not None and not grouped:
                 total = numpy.zeros((len(kernels), *kernels.shape[:0:-1]), x.dtype)
             if compiled:
-                none = functools.partial(numpy.empty, dtype=x.dtype)
-                kept, slope, offset = share or (None, none(0), none(0))
-                compiled.backward(maps, kernels, self.shape, _edges(blocks), _flat(g, 1)[0], _flat(y, 1, x.dtype)[0],
-                                  _flat(second, 3), _flat(kept, 4, x.dtype), slope, offset, self.group,
-                                  none((0, 0, 0)) if total is None else total, gradient if grouped else none((0,) * 5),
-                                  none((0,) * 4) if gx is None else gx)
+                kept, slope, offset = share or (None, empty(1), empty(1))
+                compiled.backward(maps, turned[None], empty(6), self.group, self.shape, edges_of(blocks),
+                                  flat(g, 1)[0], flat(y, 1, x.dtype)[0], numpy.empty((1, 0, 0, 0), bool),
+                                  flat(second, 3), flat(kept, 4, x.dtype), slope, offset,
+                                  empty(4) if total is None else total[None], gradient[None] if grouped else empty(6),
+                                  empty(4) if gx is None else gx)
                 return total
             for start, stop in blocks:
                 its = g[start:stop] if y is None else g[start:stop] * (y[start:stop] > 0)
@@ -213,14 +213,14 @@ class Tiles:
                     self.fold(g_matrices, gx[start:stop])
             return total
 
-        parts = in_parts(work, self._cut(x, numbers), numpy, gradient is not None and not grouped)
+        parts = in_parts(work, self.cut(x, numbers, self.group), numpy, gradient is not None and not grouped)
         if gradient is not None and not grouped:
             self.g_weights(sum(parts)[:, None], gradient[None])
         return gx.transpose(0, 3, 1, 2) if gx is not None else None, gradient
 
-    def _cut(self, x, numbers):
-        """Blocks of examples; `numbers` to a tile in a block's largest array."""
-        return blocks_of(len(x), max(1, ELEMENTS // (self.n_tiles * numbers)), self.group)
+    def cut(self, x, numbers, step):
+        """Blocks of examples at multiples of `step`; `numbers` to a tile in a block's largest array."""
+        return blocks_of(len(x), max(1, ELEMENTS // (self.n_tiles * numbers)), step)
 
     def padded(self, n, c, like):
         """Zeros around maps, to whole tiles: an array (n, h, w, c) whose border alone is set, and the maps in it."""
@@ -346,7 +346,7 @@ class _Winograd(Tiles):
         half = scratch('half', (4, n, rows, 2 * columns + 2, c), maps)
         _transform([padded[:, i:i + 2 * rows:2] for i in range(4)], half)
         _transform([half[:, :, :, i:i + 2 * columns:2] for i in range(4)], whole.swapaxes(0, 1))
-        return _flat(whole, 16)
+        return flat(whole, 16)
 
     def outputs(self, products, n):
         outputs = scratch('outputs', (2, 2, n, *self.shape, products.shape[-1]), products)
@@ -361,7 +361,7 @@ class _Winograd(Tiles):
         half = scratch('half', (4,) + g.shape[1:], g)
         _expand(g, half)
         _expand(half.swapaxes(0, 1), whole.swapaxes(0, 1))
-        return _flat(whole, 16)
+        return flat(whole, 16)
 
     def fold(self, g, out):
         (rows, columns), (n, _, _, c) = self.shape, out.shape
@@ -372,12 +372,17 @@ class _Winograd(Tiles):
         out[...] = inside
 
 
-def _edges(blocks):
+def edges_of(blocks):
     """Where blocks start, and where the last one stops."""
     return numpy.array([start for start, _ in blocks] + [blocks[-1][1]])
 
 
-def _flat(array, places, dtype=None):
+def nothing(dtype):
+    """A function from a number of axes to an empty array."""
+    return lambda n_axes: numpy.empty((0,) * n_axes, dtype)
+
+
+def flat(array, places, dtype=None):
     """(places, tiles, channels); nothing of these for None."""
     return numpy.empty((places, 0, 0), dtype) if array is None else array.reshape(places, -1, array.shape[-1])
 

@@ -8,7 +8,7 @@ from small_models import episode, fast_weights, small_model
 import data
 from beyond import Health
 from metanet import CNN, MLP, FastConvolution2D, FastLayer, FastLinear, Memory, MetaNet, Network, augmented
-from ops import bounds, lazy, tiled
+from ops import bounds, lazy, tiled, tiled_sums
 from ops.compat import F, chainer
 from ops.lazy import made
 
@@ -171,6 +171,7 @@ def count_makings(monkeypatch):
 def untiled(monkeypatch):
     """Convolutions of one weight round as those of two."""
     monkeypatch.setattr(tiled, 'suits', lambda *args: False)
+    monkeypatch.setattr(tiled_sums, 'suits', lambda *args: False)
 
 
 @pytest.mark.parametrize('negative_images', [False, True])

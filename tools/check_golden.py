@@ -33,7 +33,6 @@ import metanet  # noqa: E402
 from ops import normalization  # noqa: E402
 from ops.compat import F, chainer, cuda  # noqa: E402
 from ops.pooling import Windows  # noqa: E402
-from ops.tiled import Tiles  # noqa: E402
 
 TOLERANCE = 1e-3
 # How far apart rounding may put two numbers of a feature map that would be equal, relative to the largest there.
@@ -131,22 +130,25 @@ class Ties(chainer.LinkHook):
         self.layer = self.names[id(args.link)]
 
     def __enter__(self):
-        pool, pool_tiles = Windows.pool, Tiles.pool
+        convolution, pool = metanet.convolution, Windows.pool
 
-        def spy(windows, x, start, stop, out):
-            self.channels[self.layer].update(tied_channels(cuda.to_cpu(x)))
+        def spy(x, weights, group, relu, pool):
+            if pool:
+                with chainer.no_backprop_mode():
+                    self.note(convolution(x, weights, group, relu).array.transpose(0, 2, 3, 1))
+            return convolution(x, weights, group, relu, pool)
+
+        def spy_on_windows(windows, x, start, stop, out):
+            self.note(x)
             return pool(windows, x, start, stop, out)
 
-        def spy_on_tiles(tiles, outputs, *args):
-            maps = outputs.transpose(2, 3, 0, 4, 1, 5).reshape(
-                outputs.shape[2], 2 * tiles.shape[0], 2 * tiles.shape[1], -1)
-            self.channels[self.layer].update(tied_channels(maps[:, :tiles.size[0], :tiles.size[1]]))
-            return pool_tiles(tiles, outputs, *args)
-
         self.patch = contextlib.ExitStack()
-        self.patch.enter_context(mock.patch.object(Windows, 'pool', spy))
-        self.patch.enter_context(mock.patch.object(Tiles, 'pool', spy_on_tiles))
+        self.patch.enter_context(mock.patch.object(metanet, 'convolution', spy))
+        self.patch.enter_context(mock.patch.object(Windows, 'pool', spy_on_windows))
         return super().__enter__()
+
+    def note(self, maps):
+        self.channels[self.layer].update(tied_channels(cuda.to_cpu(maps)))
 
     def __exit__(self, *exception):
         self.patch.close()
