@@ -25,8 +25,8 @@ TRANSFORM = numpy.array([[1, 0, 0], [.5, .5, .5], [.5, -.5, .5], [0, 0, 1]], num
 
 
 def loops(dtype):
-    """The module `loops` where it serves, or None."""
-    return _loops() if dtype in (numpy.float32, numpy.float64) else None
+    """The module `loops` where it serves, or None. For other dtypes than the models' it would take long to compile."""
+    return _loops() if dtype == numpy.float32 else None
 
 
 @functools.cache
@@ -178,7 +178,8 @@ class Tiles:
         grouped = gradient is not None and self.n_groups
         compiled, empty = loops(x.dtype), nothing(x.dtype)
         if compiled:
-            maps, turned, g = map(numpy.ascontiguousarray, (maps, kernels.swapaxes(1, 2), g))
+            maps, g = map(numpy.ascontiguousarray, (maps, g))
+            turned = kernels.swapaxes(1, 2).copy()  # for what is read-only Numba would compile it all again
             y = y if y is None else numpy.ascontiguousarray(y)
         numbers = self.numbers(weight.shape[-4], weight.shape[-1])
         if grouped:  # their kernels' gradients have to fit, too

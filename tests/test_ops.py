@@ -99,9 +99,11 @@ def test_pooled_convolutions(case, relu):
     arrays = [draw(*shape, seed=i) for i, shape in enumerate(shapes)]
     function, expected = products(ops, 'convolution', **options), products(reference, 'convolution', **options)
     assert_same(function, expected, arrays)
+    assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
     # Of equals, here of the ReLUs' zeros, the same one takes the gradient, and each weight by its own ReLU.
     arrays[0] = np.round(arrays[0])
     assert_same(function, expected, arrays)
+    assert_same(function, expected, [array.astype(np.float32) for array in arrays], 1e-4)
 
 
 @pytest.mark.parametrize('name, shapes', [('convolution', CONVOLUTIONS['short last group'][0]),
