@@ -89,14 +89,16 @@ def test_weights_whose_activations_are_all_dead_get_and_give_no_gradient(n_chann
 
 
 @pytest.mark.parametrize('n_channels', [2, 16])
-def test_tiled_convolutions_skip_what_needs_no_gradient(n_channels):
-    arrays = draw(3, n_channels, 5, 4, dtype=np.float32), draw(3, 3, 3, n_channels, dtype=np.float32)
-    both = results(products(ops, 'convolution', relu=True, pool=True), arrays)[1:]
-    for i in range(2):
+@pytest.mark.parametrize('n_weights', [1, 3])
+def test_tiled_convolutions_skip_what_needs_no_gradient(n_channels, n_weights):
+    shapes = [(3, n_channels, 5, 4), (3, 3, 3, n_channels), (3, 3, 3, 3, n_channels), (3, 3, 3, n_channels)]
+    arrays = [draw(*shape, dtype=np.float32) for shape in shapes[:1 + n_weights]]
+    together = results(products(ops, 'convolution', relu=True, pool=True), arrays)[1:]
+    for i in range(len(arrays)):
         variables = list(arrays)
         variables[i] = chainer.Variable(arrays[i])
         y = ops.convolution(variables[0], variables[1:], relu=True, pool=True)
         y.grad = draw(*y.shape, seed=5, dtype=np.float32)
         y.backward()
-        assert [node.requires_grad for node in y.creator_node.inputs] == [i == 0, i == 1]
-        np.testing.assert_array_equal(variables[i].grad, both[i])
+        assert [node.requires_grad for node in y.creator_node.inputs] == [i == j for j in range(len(arrays))]
+        np.testing.assert_array_equal(variables[i].grad, together[i])
