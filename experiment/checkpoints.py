@@ -3,6 +3,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import zipfile
 
 import numpy as np
@@ -133,6 +134,8 @@ def parse_settings(text):
 class Snapshot(training.Extension):
     """Writes `snapshot_N` after every epoch, with all that a run needs to go on from episode N; keeps the last two.
 
+    Where an epoch's loss has jumped, it keeps the one before that epoch for good, as `snapshot_N.before`.
+
     Ends the program (SystemExit), with the earlier snapshots as they were, where the state to be written is not finite.
     """
 
@@ -155,11 +158,38 @@ class Snapshot(training.Extension):
                  'Give a run with a smaller alpha or clip, or another seed, another folder (out)')
         path = os.path.join(trainer.out, f'snapshot_{iteration}')
         write_npz(path, serializer.target)
+        if self.kept and self.kept[-1] != path and has_jumped(trainer.get_extension('log').log):
+            self._keep(self.kept[-1], trainer.updater)
         self.kept = [other for other in self.kept if other != path][-1:] + [path]
         for other in snapshots(trainer.out):
             if other not in self.kept:
                 with contextlib.suppress(OSError):
                     os.remove(other)
+
+    @staticmethod
+    def _keep(path, updater):
+        try:
+            shutil.copyfile(path, path + '.before')
+        except OSError as error:
+            warn(f'the training loss has jumped, and {path} cannot be kept: {error}')
+            return
+        name = os.path.basename(path)
+        warn(f'the training loss has jumped: the run may be breaking down. {path}.before is kept from before that. To '
+             f'end a run there, copy settings.json and it, as {name}, to another folder (out), and set n_epoch = '
+             f'{_episodes(name) // updater.epoch_size}')
+
+
+def has_jumped(rows):
+    """Whether the loss of a log's last epoch is far above those before; not in the first 2,000 episodes, where it may.
+
+    Args:
+        rows: of the log, an epoch each.
+    """
+    losses = [row['main/loss'] for row in rows]
+    if len(losses) < 2 or rows[-1]['iteration'] <= 2000:
+        return False
+    bound = max(1, 10 * min(losses[:-1]))
+    return losses[-1] > bound >= losses[-2]
 
 
 def snapshots(out):

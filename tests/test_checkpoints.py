@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from small_runs import content, rows, run, same
 
-from experiment.checkpoints import check_folder
+from experiment import checkpoints
+from experiment.checkpoints import check_folder, has_jumped
 from ops.compat import chainer
 
 
@@ -46,6 +47,46 @@ def test_the_last_two_snapshots_are_kept(straight):
 
 
 # Snapshots ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('losses, every, jumped', [
+    ([9, .05, .06, 37.], 1000, True),
+    ([9, .05, .06, .9], 1000, False),  # a good many times as large, but still no wonder
+    ([2.4, 2.3, 9.], 1000, False),
+    ([2.4, 2.3, 24.], 1000, True),
+    ([.05, 37., 38.], 1000, False),  # it had before
+    ([.05, 37., .05, 37.], 1000, True),
+    ([.05, 37.], 1000, False),  # in the first 2,000 episodes
+    ([.05, np.inf], 2000, True),
+    ([37.], 4000, False),
+])
+def test_a_jump_of_the_loss_is_noticed(losses, every, jumped):
+    assert has_jumped([{'main/loss': loss, 'iteration': (i + 1) * every} for i, loss in enumerate(losses)]) == jumped
+
+
+def test_the_snapshot_before_a_jump_of_the_loss_is_kept_and_a_run_can_end_there(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, 'has_jumped', lambda rows: len(rows) == 2)
+        run(tmp_path / 'jumped', 4)
+    assert sorted(name for name in os.listdir(tmp_path / 'jumped') if name.startswith('snapshot')) == [
+        'snapshot_12', 'snapshot_3.before', 'snapshot_9']
+    shown = capsys.readouterr().err
+    assert 'the training loss has jumped' in shown
+    assert 'as snapshot_3, to another folder (out), and set n_epoch = 1' in shown
+    os.mkdir(tmp_path / 'ended')
+    shutil.copy(tmp_path / 'jumped' / 'settings.json', tmp_path / 'ended')
+    shutil.copy(tmp_path / 'jumped' / 'snapshot_3.before', tmp_path / 'ended' / 'snapshot_3')
+    assert same(run(tmp_path / 'ended', 1), run(tmp_path / 'one', 1))
+
+
+def test_a_snapshot_that_cannot_be_kept_costs_a_warning(tmp_path, monkeypatch, capsys):
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(checkpoints, 'has_jumped', lambda rows: len(rows) == 2)
+    monkeypatch.setattr(shutil, 'copyfile', full)
+    run(tmp_path, 3)
+    assert 'snapshot_3 cannot be kept: ' in capsys.readouterr().err and 'snapshot_9' in os.listdir(tmp_path)
 
 
 def test_a_snapshot_is_on_the_disk_before_the_one_that_it_replaces_goes(tmp_path, monkeypatch):
