@@ -158,9 +158,17 @@ class Results:
 
     # Numbers ----------------------------------------------------------------------------------------------------------
 
-    def accuracy(self, name, way, shot='1', kind='last'):
+    def accuracy(self, name, way, shot=1, kind='last'):
         """One test's accuracy and interval."""
         return _accuracy(self.runs[name].test(int(way), int(shot), kind))
+
+    def ways(self, name, kind='last'):
+        """Cells of one run's accuracies at every way."""
+        return ' | '.join(self.accuracy(name, way, kind=kind) for way in WAYS)
+
+    def papers_ways(self, data, split):
+        """The same of the paper's MetaNets, one for each way."""
+        return ' | '.join(f"{self.own[data, split, 'MetaNet', way, way]} %" for way in WAYS)
 
     def mean(self, way, kind, *names):
         """The mean of several runs' accuracies, of one-shot tests of a kind."""
