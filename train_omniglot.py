@@ -49,7 +49,7 @@ nb_samples_per_class = 1  # shot: support images a class, training
 nb_samples_per_class_test = 1  # shot: support images a class, test
 n_queries = 10  # query images a class, training
 n_queries_test = 10  # query images a class, test
-rotations = 'episode'  # of training: a class is turned anew in each; extension: 'classes': its 4 turns are 4 classes
+rotations = 'episode'  # training turns each class anew by a multiple of 90 degrees; 'none': not; 'classes': 4 of each
 distortion = 0.0  # extension: how far training images are turned, stretched and shifted; 1: 10 degrees, 10 %, a 14th
 # training
 n_epoch = 100  # epochs to train; a finished run goes on when this is raised
@@ -83,7 +83,7 @@ CHECKS = {
     'split': one_of(*data.SPLITS),
     'n_outputs_test': wholes(2, 10 ** 5),
     'n_queries_test': whole(1),
-    'rotations': one_of('episode', 'classes'),
+    'rotations': one_of('episode', 'none', 'classes'),
     'n_test_episodes': whole(1),
     'n_final_episodes': whole(2),
     'variant': one_of('MetaNet', 'MetaNet-', 'MetaNet+'),

@@ -85,6 +85,19 @@ def test_data_of_ones_own_may_have_another_size_and_be_in_colour(script, monkeyp
         'with 1: give others (input_path)')
 
 
+def test_characters_are_turned_and_what_must_not_be_turned_is_not(script, monkeypatch):
+    seen = []
+
+    def sampler(classes, *args, rotate, **settings):
+        seen.append(rotate)
+        raise ValueError('seen')
+
+    monkeypatch.setattr(data, 'EpisodeSampler', sampler)
+    for rotations in 'episode', 'none', 'classes':
+        assert refusal(script, f'--rotations={rotations}') == 'error: seen'
+    assert seen == [True, False, False]
+
+
 def test_evaluate_refuses_what_the_model_was_not_trained_with(script, trained):
     end = refusal(script, '--evaluate', str(trained / 'here/model.npz'), '--n_filters', '4', '--split', 'standard')
     assert "split = 'standard', but the model to evaluate was trained with 'previous'" in end
