@@ -23,6 +23,7 @@ CLASS = 'class_of_'  # begins the names of settings that say of which class a mo
 ANOTHER_FOLDER = 'give this run another folder (out), or remove that one'
 # Names of the files that runs write.
 SNAPSHOT = re.compile('snapshot_(0|[1-9][0-9]*)')
+BEFORE = re.compile(SNAPSHOT.pattern + r'\.before')
 OURS = re.compile(SNAPSHOT.pattern + r'|settings\.json|log|log\.csv|learning_curve\.png|model\.npz|best\.npz|'
                                      r'best_average\.npz|final_test(_[23])?\.csv')
 MAX_SETTINGS = 1 << 20  # characters of the settings in a file
@@ -134,7 +135,8 @@ def parse_settings(text):
 class Snapshot(training.Extension):
     """Writes `snapshot_N` after every epoch, with all that a run needs to go on from episode N; keeps the last two.
 
-    Where an epoch's loss has jumped, it keeps the one before that epoch for good, as `snapshot_N.before`.
+    It also keeps the one after the last epoch whose loss was as it should be. When the loss jumps, that becomes
+    `snapshot_N.before` for good, unless the run has one of these: what came before a later jump is of less use.
 
     Ends the program (SystemExit), with the earlier snapshots as they were, where the state to be written is not finite.
     """
@@ -144,6 +146,7 @@ class Snapshot(training.Extension):
 
     def __init__(self):
         self.kept = []  # paths of those that are whole
+        self.good = None  # path of the latest at the end of a good epoch
 
     def trigger(self, trainer):
         return trainer.updater.is_new_epoch
@@ -158,38 +161,51 @@ class Snapshot(training.Extension):
                  'Give a run with a smaller alpha or clip, or another seed, another folder (out)')
         path = os.path.join(trainer.out, f'snapshot_{iteration}')
         write_npz(path, serializer.target)
-        if self.kept and self.kept[-1] != path and has_jumped(trainer.get_extension('log').log):
-            self._keep(self.kept[-1], trainer.updater)
+        if trainer.updater.is_new_epoch:
+            rise = loss_rise(trainer.get_extension('log').log)
+            if rise <= 2:
+                self.good = path
+            elif rise > 10 and self.good and not any(map(BEFORE.fullmatch, os.listdir(trainer.out))):
+                _keep(self.good, trainer.updater.epoch_size)
         self.kept = [other for other in self.kept if other != path][-1:] + [path]
         for other in snapshots(trainer.out):
-            if other not in self.kept:
+            if other not in (*self.kept, self.good):
                 with contextlib.suppress(OSError):
                     os.remove(other)
 
-    @staticmethod
-    def _keep(path, updater):
+
+def _keep(path, epoch_size):
+    """Keeps a snapshot from before a jump of the loss."""
+    kept = path + '.before'
+    try:
         try:
-            shutil.copyfile(path, path + '.before')
-        except OSError as error:
-            warn(f'the training loss has jumped, and {path} cannot be kept: {error}')
-            return
-        name = os.path.basename(path)
-        warn(f'the training loss has jumped: the run may be breaking down. {path}.before is kept from before that. To '
-             f'end a run there, copy settings.json and it, as {name}, to another folder (out), and set n_epoch = '
-             f'{_episodes(name) // updater.epoch_size}')
+            os.link(path, kept)  # takes no room: the other name goes
+        except OSError:  # some disks have no links
+            with open(path, 'rb') as source, replacing(kept, 'wb') as file:
+                shutil.copyfileobj(source, file)
+    except OSError as error:
+        warn(f'the training loss has jumped, and {path} cannot be kept: {error}')
+        return
+    name = os.path.basename(path)
+    epochs = _episodes(name) // epoch_size
+    warn(f'the training loss has jumped: the run may be breaking down. Its last good snapshot is kept as {kept}. To '
+         f'end a run there, copy it, as {name}, and settings.json, with n_epoch = {epochs} in it, to another folder, '
+         f'and give that run this folder (out) and n_epoch = {epochs}')
 
 
-def has_jumped(rows):
-    """Whether the loss of a log's last epoch is far above those before; not in the first 2,000 episodes, where it may.
+def loss_rise(rows):
+    """How many times the lowest loss of a log's epochs the last one's is.
+
+    It is 1 in the first 2,000 episodes, where losses of any size are usual, and not above 10 while the loss is below 1.
 
     Args:
         rows: of the log, an epoch each.
     """
     losses = [row['main/loss'] for row in rows]
-    if len(losses) < 2 or rows[-1]['iteration'] <= 2000:
-        return False
-    bound = max(1, 10 * min(losses[:-1]))
-    return losses[-1] > bound >= losses[-2]
+    if rows[-1]['iteration'] <= 2000:
+        return 1
+    rise = losses[-1] / max(min(filter(np.isfinite, losses), default=1), 1e-3)
+    return rise if losses[-1] > 1 else min(10, rise)
 
 
 def snapshots(out):
@@ -229,7 +245,10 @@ def resume(trainer):
         except (ValueError, OSError) as error:
             bad.append((path, error))
             continue
-        trainer.get_extension('snapshot').kept = [path]
+        snapshot = trainer.get_extension('snapshot')
+        snapshot.kept = [path]
+        ends = [other for other in snapshots(trainer.out) if not _episodes(other) % trainer.updater.epoch_size]
+        snapshot.good = ends[-1] if ends else None
         for other, error in bad:
             os.replace(other, other + '.unreadable')
             warn(f'{error}. Going on from the snapshot before it, {path}; it is kept as {other}.unreadable')

@@ -33,6 +33,7 @@ class _Products(chainer.FunctionNode):
             if not shared:
                 groups = -(-type_check.eval(x.shape[0]) // self.group)
                 type_check.expect(weight.ndim == self.weight_ndim + 1, weight.shape[0] == groups)
+            type_check.expect(weight.shape[-self.weight_ndim] == in_types[1].shape[-self.weight_ndim])
 
     def _flatten(self, weight):
         """(..., out, kh, kw, in) -> (..., out, taps x in)"""

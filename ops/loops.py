@@ -1,4 +1,4 @@
-"""`tiled` in loops that Numba compiles: one call for many examples, where NumPy goes over each block several times.
+"""`tiled` and `tiled_sums` in loops that Numba compiles: one call for many examples, where NumPy goes over each often.
 
 The same but for the rounding of SciPy's matrix products: the rest is sums, differences and comparisons in the same
 order. A loop is compiled, or taken from Numba's cache, when it is first called. No thread waits for Python in here.
@@ -11,7 +11,7 @@ import numba
 import numpy
 import scipy.linalg.cython_blas  # noqa: F401  (numpy.dot calls it; loaded here, its threads can be limited)
 
-# Of the type that arrays of either are not changed by.
+# With Python's numbers float32 would become float64.
 ZERO, HALF, ONE = numpy.float32(0), numpy.float32(.5), numpy.float32(1)
 
 

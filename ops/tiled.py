@@ -134,7 +134,7 @@ class Tiles:
         maps, kernels = x.transpose(0, 2, 3, 1), self.kernels(weight[0] if self.n_groups else weight)
         compiled, empty = loops(x.dtype), nothing(x.dtype)
         if compiled:
-            maps, kernels = map(numpy.ascontiguousarray, (maps, kernels))
+            maps, kernels = map(plain, (maps, kernels))
 
         def work(blocks):
             its = numpy.zeros((len(blocks), 2, 4, len(kernels[0, 0]))) if sums else None
@@ -178,9 +178,8 @@ class Tiles:
         grouped = gradient is not None and self.n_groups
         compiled, empty = loops(x.dtype), nothing(x.dtype)
         if compiled:
-            maps, g = map(numpy.ascontiguousarray, (maps, g))
-            turned = kernels.swapaxes(1, 2).copy()  # for what is read-only Numba would compile it all again
-            y = y if y is None else numpy.ascontiguousarray(y)
+            maps, turned, g = map(plain, (maps, kernels.swapaxes(1, 2), g))
+            y = y if y is None else plain(y)
         numbers = self.numbers(weight.shape[-4], weight.shape[-1])
         if grouped:  # their kernels' gradients have to fit, too
             numbers = max(numbers, 2 * weight[0].size // (self.group * self.n_tiles))
@@ -376,6 +375,11 @@ class _Winograd(Tiles):
 def edges_of(blocks):
     """Where blocks start, and where the last one stops."""
     return numpy.array([start for start, _ in blocks] + [blocks[-1][1]])
+
+
+def plain(array):
+    """The array as `loops` takes it. For one that is read-only Numba would compile all of it once more."""
+    return numpy.require(array, requirements='CW')
 
 
 def nothing(dtype):

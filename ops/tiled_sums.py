@@ -6,8 +6,8 @@ serves all of them. There is no NumPy version of this: `augmented` has one that 
 import numpy
 
 from ops.blocks import in_parts
-from ops.compat import chainer
-from ops.tiled import PooledConvolution, edges_of, flat, loops, nothing, tiles_of
+from ops.compat import chainer, type_check
+from ops.tiled import PooledConvolution, edges_of, flat, loops, nothing, plain, tiles_of
 
 
 def suits(x, weights):
@@ -38,12 +38,15 @@ class TiledSum(PooledConvolution):
 
     def check_type_forward(self, in_types):
         for weight in in_types[1:]:
+            if type_check.eval(weight.ndim) != 4:
+                type_check.expect(weight.ndim == 5)
             super().check_type_forward((in_types[0], weight))
+            type_check.expect(weight.shape[-4] == in_types[1].shape[-4])
 
     def _arrays(self, x, weights):
         """Maps, the kernels that all examples share, and those of groups, both in the order of the weights."""
-        own = [numpy.ascontiguousarray(weight) for weight in weights if weight.ndim == 5]
-        return (numpy.ascontiguousarray(x.transpose(0, 2, 3, 1)),
+        own = [plain(weight) for weight in weights if weight.ndim == 5]
+        return (plain(x.transpose(0, 2, 3, 1)),
                 numpy.array([self.tiles.kernels(weight) for weight in weights if weight.ndim == 4]),
                 own[0][None] if len(own) == 1 else numpy.stack(own) if own else nothing(x.dtype)(6))
 
@@ -63,7 +66,7 @@ class TiledSum(PooledConvolution):
         self.tiles = tiles_of(x, inputs[first])
         y = numpy.empty(self.tiles.pooled, x.dtype)
         self.second = self.tiles.new_second()
-        size = (0,) * 3 if self.second is None else (4, y[..., 0].size, y.shape[3])
+        size = (4, y[..., 0].size, y.shape[3]) if self.second is not None and len(weights) > 1 else (0,) * 3
         self.alive = numpy.empty((len(weights), *size), bool)
         arrays = self._arrays(x, weights)
 
@@ -82,8 +85,8 @@ class TiledSum(PooledConvolution):
         empty = nothing(x.dtype)
         y = flat(y, 1)[0] if len(weights) == 1 else empty(2)  # the ReLU then came after the pooling
         maps, kernels, own = self._arrays(x, weights)
-        kernels = numpy.ascontiguousarray(kernels.swapaxes(2, 3))
-        g = numpy.ascontiguousarray(grad_outputs[0].array.transpose(0, 2, 3, 1))
+        kernels = plain(kernels.swapaxes(2, 3))
+        g = plain(grad_outputs[0].array.transpose(0, 2, 3, 1))
         shared, grouped = ([i for i, weight in zip(self.used, weights) if weight.ndim == n_axes] for n_axes in (4, 5))
         gx = numpy.empty(maps.shape, x.dtype) if 0 in indexes else empty(4)
         gradients = numpy.empty(own.shape, x.dtype) if set(grouped) & set(indexes) else empty(6)

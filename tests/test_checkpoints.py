@@ -1,5 +1,6 @@
 """What a run keeps in its folder: settings, snapshots and models."""
 import errno
+import json
 import os
 import pickle
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from small_runs import content, rows, run, same
 
 from experiment import checkpoints
-from experiment.checkpoints import check_folder, has_jumped
+from experiment.checkpoints import check_folder, loss_rise
 from ops.compat import chainer
 
 
@@ -49,44 +50,69 @@ def test_the_last_two_snapshots_are_kept(straight):
 # Snapshots ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('losses, every, jumped', [
-    ([9, .05, .06, 37.], 1000, True),
-    ([9, .05, .06, .9], 1000, False),  # a good many times as large, but still no wonder
-    ([2.4, 2.3, 9.], 1000, False),
-    ([2.4, 2.3, 24.], 1000, True),
-    ([.05, 37., 38.], 1000, False),  # it had before
-    ([.05, 37., .05, 37.], 1000, True),
-    ([.05, 37.], 1000, False),  # in the first 2,000 episodes
-    ([.05, np.inf], 2000, True),
-    ([37.], 4000, False),
+@pytest.mark.parametrize('losses, every, rise', [
+    ([9, .05, .06], 1000, 1.2),
+    ([9, .05, .06, 37.], 1000, 740),
+    ([9, .05, .06, .9], 1000, 10),  # a good many times as large, but still no wonder
+    ([2.4, 2.3, 4.6], 1000, 2),
+    ([2.4, 2.3, 46.], 1000, 20),
+    ([.05, 37.], 1000, 1),  # in the first 2,000 episodes
+    ([.05, np.inf], 2000, np.inf),
+    ([np.nan, 3, 3], 1000, 1),
+    ([0, 0, 0], 1000, 0),
+    ([37.], 4000, 1),
 ])
-def test_a_jump_of_the_loss_is_noticed(losses, every, jumped):
-    assert has_jumped([{'main/loss': loss, 'iteration': (i + 1) * every} for i, loss in enumerate(losses)]) == jumped
+def test_the_rise_of_the_loss(losses, every, rise):
+    rows = [{'main/loss': loss, 'iteration': (i + 1) * every} for i, loss in enumerate(losses)]
+    assert loss_rise(rows) == pytest.approx(rise)
+
+
+def with_rises(monkeypatch, **rises):
+    """Lets the loss rise by so much in an epoch, `_2` for the second; else it is good."""
+    monkeypatch.setattr(checkpoints, 'loss_rise', lambda rows: rises.get(f'_{len(rows)}', 1))
+
+
+def snapshots_in(folder):
+    return sorted(name for name in os.listdir(folder) if name.startswith('snapshot'))
 
 
 def test_the_snapshot_before_a_jump_of_the_loss_is_kept_and_a_run_can_end_there(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, 'has_jumped', lambda rows: len(rows) == 2)
-        run(tmp_path / 'jumped', 4)
-    assert sorted(name for name in os.listdir(tmp_path / 'jumped') if name.startswith('snapshot')) == [
-        'snapshot_12', 'snapshot_3.before', 'snapshot_9']
+        with_rises(patch, _3=5, _4=11, _6=11)
+        run(tmp_path / 'jumped', 7, n_decay=2)
+    assert snapshots_in(tmp_path / 'jumped') == ['snapshot_18', 'snapshot_21', 'snapshot_6.before']
     shown = capsys.readouterr().err
-    assert 'the training loss has jumped' in shown
-    assert 'as snapshot_3, to another folder (out), and set n_epoch = 1' in shown
+    assert shown.count('the training loss has jumped') == 1
+    assert 'copy it, as snapshot_6, and settings.json, with n_epoch = 2 in it, to another folder' in shown
     os.mkdir(tmp_path / 'ended')
-    shutil.copy(tmp_path / 'jumped' / 'settings.json', tmp_path / 'ended')
-    shutil.copy(tmp_path / 'jumped' / 'snapshot_3.before', tmp_path / 'ended' / 'snapshot_3')
-    assert same(run(tmp_path / 'ended', 1), run(tmp_path / 'one', 1))
+    settings = json.loads((tmp_path / 'jumped' / 'settings.json').read_text())
+    (tmp_path / 'ended' / 'settings.json').write_text(json.dumps({**settings, 'n_epoch': 2}))
+    shutil.copy(tmp_path / 'jumped' / 'snapshot_6.before', tmp_path / 'ended' / 'snapshot_6')
+    assert same(run(tmp_path / 'ended', 2, n_decay=2), run(tmp_path / 'two', 2))
 
 
-def test_a_snapshot_that_cannot_be_kept_costs_a_warning(tmp_path, monkeypatch, capsys):
-    def full(*args):
-        raise OSError(errno.ENOSPC, 'No space left on device')
+def test_an_interruption_does_not_change_what_is_kept_from_before_a_jump(tmp_path, monkeypatch):
+    with_rises(monkeypatch, _2=5, _3=11)
+    for n_episode in 8, 3:  # in the third epoch, which jumps, and in the fourth
+        with pytest.raises(SystemExit):
+            run(tmp_path, 5, stop_at=n_episode)
+    run(tmp_path, 6)
+    assert snapshots_in(tmp_path) == ['snapshot_15', 'snapshot_18', 'snapshot_3.before']
 
-    monkeypatch.setattr(checkpoints, 'has_jumped', lambda rows: len(rows) == 2)
-    monkeypatch.setattr(shutil, 'copyfile', full)
+
+@pytest.mark.parametrize('full', [False, True])
+def test_where_there_are_no_links_a_copy_is_kept_or_a_warning_given(tmp_path, monkeypatch, capsys, full):
+    def refuse(*args):
+        raise OSError(errno.ENOSPC if full else errno.EPERM, 'No such thing')
+
+    with_rises(monkeypatch, _2=11)
+    monkeypatch.setattr(os, 'link', refuse)
+    if full:
+        monkeypatch.setattr(shutil, 'copyfileobj', refuse)
     run(tmp_path, 3)
-    assert 'snapshot_3 cannot be kept: ' in capsys.readouterr().err and 'snapshot_9' in os.listdir(tmp_path)
+    kept = snapshots_in(tmp_path)
+    assert kept == (['snapshot_6', 'snapshot_9'] if full else ['snapshot_3.before', 'snapshot_6', 'snapshot_9'])
+    assert ('snapshot_3 cannot be kept: ' in capsys.readouterr().err) == full
 
 
 def test_a_snapshot_is_on_the_disk_before_the_one_that_it_replaces_goes(tmp_path, monkeypatch):

@@ -168,10 +168,17 @@ def test_products_skip_what_needs_no_gradient():
     ('convolution', [(4, 2, 3), (4, 3, 3, 2)]),
     ('linear', [(4, 2), (4, 3)]),
     ('linear', [(4, 2), (3, 4, 2)]),
+    ('convolution', [(4, 2, 3, 3), (4, 3, 3, 2), (2, 5, 3, 3, 2)]),  # outputs
+    ('convolution', [(4, 2, 3, 3), (4, 3, 3, 2), (1, 2, 4, 3, 3, 2)]),
+    ('convolution', [(4, 2, 3, 3), (4, 3, 3, 2), (3, 3, 2)]),
+    ('linear', [(4, 2), (3, 2), (4, 2)]),
     ('linear', [(4, 2, 1), (4, 2)])])
-def test_products_refuse_shapes(name, shapes):
+@pytest.mark.parametrize('options', [{}, {'relu': True, 'pool': True}])
+def test_products_refuse_shapes(name, shapes, options):
+    if name == 'linear':
+        options = {}
     with pytest.raises(type_check.InvalidType):
-        products(ops, name, group=2)(*(draw(*shape) for shape in shapes))
+        products(ops, name, group=2, **options)(*(draw(*shape, dtype=np.float32) for shape in shapes))
 
 
 def test_dtypes_are_refused():

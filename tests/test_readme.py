@@ -12,7 +12,8 @@ import data
 import metanet
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
-PAGES = 'README.md', 'CONTRIBUTING.md', 'docs/results.md', 'docs/extending.md', 'docs/speed.md', 'docs/reproducing.md'
+PAGES = 'README.md', 'CONTRIBUTING.md', *(f'docs/{name}.md' for name in (
+    'results', 'extending', 'speed', 'reproducing', 'breakdowns'))
 
 
 def text(path):

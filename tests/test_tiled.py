@@ -88,6 +88,20 @@ def test_weights_whose_activations_are_all_dead_get_and_give_no_gradient(n_chann
                 products(reference, 'convolution', relu=True, pool=True), [x, shared, own], TOLERANCES[dtype])
 
 
+def test_arrays_that_are_read_only_need_no_compiling():
+    """Numba takes them for another type."""
+    loops = pytest.importorskip('ops.loops')
+    arrays = [draw(*shape, dtype=np.float32) for shape in ((4, 1, 6, 6), (3, 3, 3, 1), (4, 3, 3, 3, 1))]
+    results(products(ops, 'convolution', relu=True, pool=True), arrays)
+    before = [len(function.signatures) for function in (loops.forward, loops.backward)]
+    for array in arrays:
+        array.flags.writeable = False
+    x, shared, own = arrays
+    for weights in [shared], [shared, own], [np.broadcast_to(shared, (4, *shared.shape))]:
+        results(products(ops, 'convolution', relu=True, pool=True), [x, *weights])
+    assert [len(function.signatures) for function in (loops.forward, loops.backward)] == before
+
+
 @pytest.mark.parametrize('n_channels', [2, 16])
 @pytest.mark.parametrize('n_weights', [1, 3])
 def test_tiled_convolutions_skip_what_needs_no_gradient(n_channels, n_weights):

@@ -22,6 +22,7 @@ import argparse
 import collections
 import contextlib
 import os
+import re
 import sys
 from unittest import mock
 
@@ -127,7 +128,8 @@ class Ties(chainer.LinkHook):
         self.layer = None
 
     def forward_preprocess(self, args):
-        self.layer = self.names[id(args.link)]
+        # A convolution's batch normalisation is a link of its own.
+        self.layer = re.sub(r'(/conv\d+)/.*', r'\1', self.names[id(args.link)])
 
     def __enter__(self):
         convolution, pool = metanet.convolution, Windows.pool

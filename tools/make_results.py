@@ -47,13 +47,13 @@ class Results:
             paper = self._paper(run, test)
             log = f'[{run.name}](../{run.log})' if run.log else run.name
             rows.append([f'{test.way}-way', run.kind, _text(run.seed), test.kind, _accuracy(test), paper,
-                         _count(test.episodes), _count(run.episodes), run.hours, log])
+                         _count(test.episodes), _count(run.episodes), _rate(run), run.hours, log])
             same = members[_group(run, test)]
             if len(same) > 1 and (run, test) == same[-1]:
                 rows.append(['', f'mean of {len(same)} seeds', '', test.kind, f'**{_mean(same)} %**', paper,
-                             '', '', '', ''])
-        return _table(['', 'model', 'seed', 'weights', 'accuracy', 'the paper', 'test episodes', 'trained on', 'hours',
-                       'run'], rows)
+                             '', '', '', '', ''])
+        return _table(['', 'model', 'seed', 'weights', 'accuracy', 'the paper', 'test episodes', 'trained on',
+                       'learning rate', 'hours', 'run'], rows)
 
     def beside_the_paper(self, data, split=''):
         """Accuracy less the paper's: of each kind of model the longest runs that did not break down, mean of seeds."""
@@ -204,6 +204,14 @@ def _option(run):
         if name not in ('--split', '--seed', '--n_epoch', '--n_test_episodes', '--n_final_episodes'):
             options += [name, value]
     return shlex.join(options)
+
+
+def _rate(run):
+    """What a run's learning rate does."""
+    if not run.script:
+        return ''
+    falls = {'--inverse_decay': 'falls', '--n_decay': 'falls at the end'}
+    return next((words for option, words in falls.items() if option in run.options), 'constant')
 
 
 def _text(value):
