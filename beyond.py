@@ -1,4 +1,9 @@
-"""What is not in the paper: each has a setting of its own in the scripts, and is named in every line of results."""
+"""What is not in the paper, of the model, its tests and its supervision.
+
+Each has a setting of its own in the scripts, and is named in every line of results, but for `Health`, which watches
+alone. Other extensions are in data.py (classes turned, images distorted), and in experiment/loop.py (learning rates,
+clipping).
+"""
 import math
 
 from metanet import CNN, MLP, FastLayer, Memory, MetaNet, Network, SoftmaxLayer
@@ -34,7 +39,8 @@ class CentredMetaNet(MetaNet):
     """MetaNet whose fast weights or keys are centred, or both.
 
     From the fast weights of each output of a layer, a convolution's filter for one, their mean is subtracted; not in
-    softmax layers, which have no ReLU. This keeps fast activations alive, which else mostly die early.
+    softmax layers, where that makes learning slower. This keeps fast activations alive, which else mostly die early. (u's
+    fully connected layer is centred with b's, though it has no ReLU.)
 
     Args:
         centred: one or several of 'conv': the fast weights of convolutions, which takes much longer, for nothing of

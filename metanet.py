@@ -198,8 +198,8 @@ class CNN(Network):
             paper's full model, 3 its partial one.
 
     Raises:
-        ValueError: `n_slow` is not from 0 to 5; `forward` gets anything but float32 (n, in_channels, image_size,
-            image_size) in about [0, 1].
+        ValueError: `n_slow` is not from 0 to 5; `forward` gets anything but floats (n, in_channels, image_size,
+            image_size), or some far beyond the [0, 1] of images, such as 255.
     """
 
     def __init__(self, n_filters=64, activation=F.relu, in_channels=1, image_size=28, n_slow=0):
@@ -302,9 +302,9 @@ class MetaNet(chainer.Chain):
         base: b, the `Network` that classifies the query examples.
         embed: u, the `Network` whose output is the memory's key.
         ways: numbers of classes to make softmax layers for; training may use one or several of them.
-        n_steps: T, the length of d's sequence of gradients, where the support set can be cut into as many groups.
+        n_steps: T. d's sequence has a gradient for each group of n_support // T examples, or of one where there are fewer.
         task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
-        base_on_keys: whether b's input is u's key of an example rather than the example itself.
+        base_on_keys: whether b's input is u's key of an example, of a support example as a constant, not the example.
         n_units: units of the meta learner's hidden layers.
 
     Raises:
