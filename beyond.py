@@ -39,8 +39,8 @@ class CentredMetaNet(MetaNet):
     """MetaNet whose fast weights or keys are centred, or both.
 
     From the fast weights of each output of a layer, a convolution's filter for one, their mean is subtracted; not in
-    softmax layers, where that makes learning slower. This keeps fast activations alive, which else mostly die early. (u's
-    fully connected layer is centred with b's, though it has no ReLU.)
+    softmax layers, where that makes learning slower. This keeps fast activations alive, which else mostly die early.
+    (u's fully connected layer is centred with b's, though it has no ReLU.)
 
     Args:
         centred: one or several of 'conv': the fast weights of convolutions, which takes much longer, for nothing of

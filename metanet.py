@@ -302,7 +302,7 @@ class MetaNet(chainer.Chain):
         base: b, the `Network` that classifies the query examples.
         embed: u, the `Network` whose output is the memory's key.
         ways: numbers of classes to make softmax layers for; training may use one or several of them.
-        n_steps: T. d's sequence has a gradient for each group of n_support // T examples, or of one where there are fewer.
+        n_steps: T. d's sequence has a gradient for each group of n_support // T examples, of one if there are fewer.
         task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
         base_on_keys: whether b's input is u's key of an example, of a support example as a constant, not the example.
         n_units: units of the meta learner's hidden layers.
