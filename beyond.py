@@ -71,33 +71,58 @@ def _centred(weights, n_axes):
     return weights - F.broadcast_to(F.mean(weights, axis=tuple(range(-n_axes, 0)), keepdims=True), weights.shape)
 
 
-class Scaled:
-    """A base learner whose last hidden layer is brought to a root mean square of `scale` for each example.
+class ScaledSoftmaxLayer(SoftmaxLayer):
+    """A softmax layer whose fast weights are brought to a root mean square of `scale`, those of each example apart."""
 
-    Otherwise nothing holds b's scale. Its activations may grow tenfold from layer to layer, and class scores with them,
-    until the training breaks down.
+    def __init__(self, in_size, way, scale):
+        super().__init__(in_size, way)
+        self.norm = scale * math.sqrt(in_size * way)
+
+    def augment(self, x, weights):
+        slow, *fast = weights
+        return super().augment(x, [slow, *map(self._scaled, fast)])
+
+    def _scaled(self, weights):
+        flat = F.reshape(weights, (-1, weights.shape[-2] * weights.shape[-1]))
+        return F.reshape(F.normalize(flat, eps=1e-12) * self.norm, weights.shape)
+
+
+class Scaled:
+    """A base learner two sizes of which are held: of its last hidden layer, and of its softmax layers' fast weights.
+
+    Otherwise nothing holds them. Activations may grow tenfold from layer to layer, and class scores with them. Or the
+    memory's attention levels out while fast weights grow to make up for it. Either way the training breaks down.
 
     To be mixed into a `Network`: `class ScaledOwn(Scaled, Own)`.
 
     Args:
         args, settings: as of the network.
-        scale: the root mean square, above 0.
+        scale: root mean square of the last hidden layer, for each example; 0 to leave it as it is.
+        fast_scale: root mean square of the fast weights, for each example; 0 to leave them as they are.
     """
 
-    def __init__(self, *args, scale, **settings):
+    def __init__(self, *args, scale=0, fast_scale=0, **settings):
         super().__init__(*args, **settings)
         self.norm = scale * math.sqrt(self.n_out)
+        self.fast_scale = fast_scale
+
+    def add_way(self, way):
+        if self.fast_scale and not hasattr(self, f'softmax{way}'):
+            with self.init_scope():
+                setattr(self, f'softmax{way}', ScaledSoftmaxLayer(self.n_out, way, self.fast_scale))
+        super().add_way(way)
 
     def forward(self, x):
-        return F.normalize(super().forward(x), eps=1e-12) * self.norm
+        hidden = super().forward(x)
+        return F.normalize(hidden, eps=1e-12) * self.norm if self.norm else hidden
 
 
 class ScaledCNN(Scaled, CNN):
-    """The paper's base learner, brought to a scale; see `Scaled`."""
+    """The paper's base learner, its scales held; see `Scaled`."""
 
 
 class ScaledMLP(Scaled, MLP):
-    """The base learner on keys, brought to a scale; see `Scaled`."""
+    """The base learner on keys, its scales held; see `Scaled`."""
 
 
 class Views(Network):

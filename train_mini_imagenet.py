@@ -63,6 +63,7 @@ n_slow = 3  # convolutions, from the first, with batch normalisation and without
 n_steps = 10  # T: task-level gradients that the support set is cut into
 centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
 hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: none, as it comes
+fast_scale = 0.0  # extension: root mean square that the fast weights of b's softmax layer are brought to; 0: none
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # [-0.1, 0.1), the paper, but for batch normalisation; 'chainer': LeCun normal, the authors
 # optimiser
@@ -92,7 +93,7 @@ CHECKS = {
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
 EARLIER = {'channels': 3, 'start_from': '', 'distortion': 0.0, 'mirror': False, 'inverse_decay': 0,
-           'amsgrad': False, 'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0,
+           'amsgrad': False, 'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0, 'fast_scale': 0.0,
            'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
@@ -107,17 +108,23 @@ def build(settings, ways):
     sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size'], 'n_slow': settings['n_slow']}
     on_keys = settings['model'] == 'partial, u'
     embed = CNN(settings['n_filters'], activation=None, **sizes)
-    scale = settings['hidden_scale']
-    mlp, cnn = (functools.partial(base, scale=scale) for base in (ScaledMLP, ScaledCNN)) if scale else (MLP, CNN)
+    mlp, cnn = MLP, CNN
+    if is_scaled(settings):
+        scales = {'scale': settings['hidden_scale'], 'fast_scale': settings['fast_scale']}
+        mlp, cnn = (functools.partial(base, **scales) for base in (ScaledMLP, ScaledCNN))
     base = mlp(embed.n_out) if on_keys else cnn(settings['n_filters'], **sizes)
     metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
     return metanet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
 
 
+def is_scaled(settings):
+    return bool(settings['hidden_scale'] or settings['fast_scale'])
+
+
 def usual_classes(settings):
     """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
     return {'class_of_model': 'beyond.CentredMetaNet' if settings['centred'] else 'metanet.MetaNet',
-            'class_of_base': (('beyond.Scaled' if settings['hidden_scale'] else 'metanet.')
+            'class_of_base': (('beyond.Scaled' if is_scaled(settings) else 'metanet.')
                               + ('MLP' if settings['model'] == 'partial, u' else 'CNN')),
             'class_of_embed': 'metanet.CNN'}
 

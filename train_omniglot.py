@@ -63,6 +63,7 @@ n_filters = 64  # of each convolution
 n_steps = 5  # T: task-level gradients that the support set is cut into
 centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
 hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: none, as it comes
+fast_scale = 0.0  # extension: root mean square that the fast weights of b's softmax layer are brought to; 0: none
 inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
@@ -92,7 +93,8 @@ CHECKS = {
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
 EARLIER = {'channels': 1, 'image_size': 28, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
-           'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0}
+           'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0,
+           'fast_scale': 0.0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_final_episodes', 'inserted_scale')
@@ -117,8 +119,8 @@ PAPER_ACROSS = {
 def build(settings, ways):
     """The untrained model of a script's settings, with softmax layers for `ways`."""
     sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size']}
-    scale = settings['hidden_scale']
-    base = (functools.partial(ScaledCNN, scale=scale) if scale else CNN)(settings['n_filters'], **sizes)
+    scales = {'scale': settings['hidden_scale'], 'fast_scale': settings['fast_scale']}
+    base = (functools.partial(ScaledCNN, **scales) if any(scales.values()) else CNN)(settings['n_filters'], **sizes)
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     if settings['variant'] == 'MetaNet+':
         if settings['centred']:
@@ -132,7 +134,7 @@ def usual_classes(settings):
     """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
     model = ('variants.MetaNetPlus' if settings['variant'] == 'MetaNet+' else
              'beyond.CentredMetaNet' if settings.get('centred') else 'metanet.MetaNet')
-    base = 'beyond.ScaledCNN' if settings.get('hidden_scale') else 'metanet.CNN'
+    base = 'beyond.ScaledCNN' if settings.get('hidden_scale') or settings.get('fast_scale') else 'metanet.CNN'
     return {'class_of_model': model, 'class_of_base': base, 'class_of_embed': 'metanet.CNN'}
 
 

@@ -39,6 +39,7 @@ def model_name(variant, settings, usual, sizes, *remarks):
         'start_from': ('', 'started from {}'),
         'centred': ('', 'centred: {}'),
         'hidden_scale': (0, 'hidden scale {}'),
+        'fast_scale': (0, 'fast scale {}'),
         'views': ('', 'views: {}'),
         'initialisation': ('uniform', 'initialisation: {}'),
         'alpha': (1e-3, 'alpha {}'),

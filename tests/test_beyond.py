@@ -165,3 +165,33 @@ def test_a_scaled_base_learner_with_nothing_alive_stays_finite():
     hidden = network(np.ones((2, 1, 28, 28), np.float32))
     chainer.functions.sum(hidden).backward()
     assert not hidden.array.any() and np.isfinite(network.fc1.W.grad).all()
+
+
+@pytest.mark.parametrize('fast_shape', [(4, 3, 8), (3, 8)])
+def test_scaled_fast_weights_keep_their_directions_and_have_one_size(fast_shape):
+    network = ScaledCNN(8, fast_scale=2)
+    network.add_way(3)
+    network.add_way(3)
+    layer = network.softmax(3)
+    random = np.random.RandomState(0)
+    x, fast = (random.randn(*shape).astype(np.float32) for shape in ((4, 8), fast_shape))
+    slow = x.dot(layer.W.array.T)
+    np.testing.assert_allclose(layer(x).array, slow, rtol=1e-5)  # slow weights alone are as they are
+    size = np.sqrt((fast ** 2).mean(axis=(-2, -1), keepdims=True))
+    expected = slow + np.einsum('...oi,...i->...o', 2 * fast / size, x)
+    for factor in 1, 1000:
+        with augmented([layer], [chainer.Variable(factor * fast)]):
+            np.testing.assert_allclose(layer(x).array, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_of_scaled_fast_weights_learns_whatever_the_meta_learner_makes():
+    """And attention cannot be made up for: larger fast weights change nothing."""
+    model = MetaNet(ScaledMLP(12, scale=1, fast_scale=2), MLP(12), [3])
+    model.initialize_uniform(seed=0)
+    random = np.random.RandomState(0)
+    support, query = (random.rand(n, 12).astype(np.float32) for n in (3, 6))
+    scores = model(support, np.arange(3, dtype=np.int32), query)
+    model.cleargrads()
+    chainer.functions.sum(scores * random.randn(*scores.shape).astype(np.float32)).backward()
+    assert all(np.isfinite(param.grad).all() for param in model.m_fc.params())
+    assert any(param.grad.any() for param in model.m_fc.params())

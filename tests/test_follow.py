@@ -11,7 +11,7 @@ from small_scripts import save_strokes, train
 from tools import follow
 
 RUN = ['--input_path=characters', '--n_outputs_train=3', '--n_outputs_test=3', '--n_episodes=4', '--out=run']
-NO_CHANGE = {'alpha': None, 'beta2': None, 'weight_decay_rate': None, 'centred': None, 'hidden_scale': None,
+NO_CHANGE = {**dict.fromkeys(('alpha', 'beta2', 'weight_decay_rate', 'centred', 'hidden_scale', 'fast_scale')),
              'amsgrad': False, 'input_path': 'characters'}
 
 
@@ -54,7 +54,7 @@ def test_without_a_change_it_is_the_run_itself(folder, words):
 
 
 @pytest.mark.parametrize('change', [['--alpha=0.1'], ['--beta2=0.1'], ['--weight_decay_rate=0.1'], ['--centred=keys'],
-                                    ['--hidden_scale=2']])
+                                    ['--hidden_scale=2'], ['--fast_scale=2']])
 def test_a_change_changes_the_rows(folder, change):
     train('train_omniglot', *RUN)
     assert rows()[1]['gradient norm'] != rows(*change)[1]['gradient norm']

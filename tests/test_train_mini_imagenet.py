@@ -20,7 +20,8 @@ def script(tmp_path, monkeypatch):
 @pytest.mark.parametrize('model, options, name', [
     ('partial', [], 'partial'),
     ('partial', ['--hidden_scale=2'], 'partial, hidden scale 2.0'),
-    ('partial, u', ['--centred=fc', '--hidden_scale=1'], 'partial, u, centred: fc, hidden scale 1.0')])
+    ('partial, u', ['--centred=fc', '--hidden_scale=1', '--fast_scale=4'],
+     'partial, u, centred: fc, hidden scale 1.0, fast scale 4.0')])
 def test_the_best_models_test_is_the_result(script, capsys, model, options, name):
     train(script, '--input_path=images', '--model', model, *options, '--n_outputs_train=6')
     lines = capsys.readouterr().out.splitlines()

@@ -319,7 +319,8 @@ def test_only_the_papers_own_model_is_compared_with_it():
     # A named extension stands beside the paper's numbers.
     centred = dict(settings, centred='fc', class_of_model='beyond.CentredMetaNet')
     scaled = dict(settings, hidden_scale=1.0, class_of_base='beyond.ScaledCNN')
-    for extended, words in (centred, 'centred: fc'), (scaled, 'hidden scale 1.0'):
+    fast_scaled = dict(settings, fast_scale=4.0, class_of_base='beyond.ScaledCNN')
+    for extended, words in (centred, 'centred: fc'), (scaled, 'hidden scale 1.0'), (fast_scaled, 'fast scale 4.0'):
         assert train_omniglot.paper_accuracies(extended, 1, 'Omniglot')[5] == 98.95
         assert train_omniglot.label(extended, 'Omniglot').startswith(f'MetaNet ({words}) trained')
 

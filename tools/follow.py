@@ -27,7 +27,7 @@ from ops.compat import chainer  # noqa: E402
 from sources.archives import read_npz  # noqa: E402
 
 STEP = 50  # episodes to a row
-BUILT = 'centred', 'hidden_scale'  # settings of the model that may be changed
+BUILT = 'centred', 'hidden_scale', 'fast_scale'  # settings of the model that may be changed
 COLUMNS = {'loss': 'main/loss', 'accuracy': 'main/accuracy', 'largest logit': 'main/largest_logit',
            'gradient norm': 'gradient_norm'}
 
@@ -131,6 +131,8 @@ def main(words=None):
                         help="some of conv, fc, keys, as in 'fc, keys'")
     parser.add_argument('--hidden_scale', type=train_omniglot.CHECKS['hidden_scale'].read, metavar='NUMBER',
                         help="root mean square that b's last hidden layer is brought to")
+    parser.add_argument('--fast_scale', type=train_omniglot.CHECKS['fast_scale'].read, metavar='NUMBER',
+                        help="root mean square that the fast weights of b's softmax layer are brought to")
     parser.add_argument('--input_path', default=train_omniglot.input_path, help='folder of Omniglot')
     parser.add_argument('--out', help='csv file of the rows; with --draw, the picture')
     parser.add_argument('--draw', action='store_true', help='draw csv files in place of training')
