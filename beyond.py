@@ -4,6 +4,7 @@ Each has a setting of its own in the scripts, and is named in every line of resu
 alone. Other extensions are in data.py (classes turned, images distorted), and in experiment/loop.py (learning rates,
 clipping).
 """
+import functools
 import math
 
 from metanet import CNN, MLP, FastLayer, Memory, MetaNet, Network, SoftmaxLayer
@@ -104,17 +105,18 @@ class Scaled:
     def __init__(self, *args, scale=0, fast_scale=0, **settings):
         super().__init__(*args, **settings)
         self.norm = scale * math.sqrt(self.n_out)
-        self.fast_scale = fast_scale
-
-    def add_way(self, way):
-        if self.fast_scale and not hasattr(self, f'softmax{way}'):
-            with self.init_scope():
-                setattr(self, f'softmax{way}', ScaledSoftmaxLayer(self.n_out, way, self.fast_scale))
-        super().add_way(way)
+        if fast_scale:
+            self.softmax_layer = functools.partial(ScaledSoftmaxLayer, scale=fast_scale)
 
     def forward(self, x):
         hidden = super().forward(x)
         return F.normalize(hidden, eps=1e-12) * self.norm if self.norm else hidden
+
+
+def scales(settings):
+    """What `Scaled` takes of a script's settings, as keyword arguments; nothing where no size is held."""
+    found = {'scale': settings.get('hidden_scale', 0), 'fast_scale': settings.get('fast_scale', 0)}
+    return found if any(found.values()) else {}
 
 
 class ScaledCNN(Scaled, CNN):

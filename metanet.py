@@ -164,6 +164,8 @@ class Network(chainer.Chain):
         n_out: units of the output.
     """
 
+    softmax_layer = SoftmaxLayer  # what makes a softmax layer of a size and a way
+
     def __init__(self, n_out):
         super().__init__()
         self.n_out = n_out
@@ -172,7 +174,7 @@ class Network(chainer.Chain):
         """Adds a softmax layer for `way` classes, if there is none: *inserted* (section 4.2.1) if untrained."""
         if not hasattr(self, f'softmax{way}'):
             with self.init_scope():
-                setattr(self, f'softmax{way}', SoftmaxLayer(self.n_out, way))
+                setattr(self, f'softmax{way}', self.softmax_layer(self.n_out, way))
 
     def softmax(self, way):
         if not hasattr(self, f'softmax{way}'):
@@ -194,12 +196,10 @@ class CNN(Network):
         activation: of the fully connected layer: F.relu in a base learner, None in an embedding.
         in_channels: 1 for grey images, 3 for colour.
         image_size: side of the square images.
-        n_slow: how many of the convolutions, from the first, have no fast weights but batch normalisation: 0 is the
-            paper's full model, 3 its partial one.
+        n_slow: convolutions, from the first, with batch normalisation and no fast weights: 0 in "full", 3 in "partial".
 
     Raises:
-        ValueError: `n_slow` is not from 0 to 5; `forward` gets anything but floats (n, in_channels, image_size,
-            image_size), or some far beyond the [0, 1] of images, such as 255.
+        ValueError: `n_slow` is not from 0 to 5; `forward` gets no such images, or some far beyond [0, 1], such as 255.
     """
 
     def __init__(self, n_filters=64, activation=F.relu, in_channels=1, image_size=28, n_slow=0):

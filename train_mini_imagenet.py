@@ -18,7 +18,7 @@ import os
 import numpy as np
 
 import data
-from beyond import Average, CentredMetaNet, Health, ScaledCNN, ScaledMLP, Views
+from beyond import Average, CentredMetaNet, Health, ScaledCNN, ScaledMLP, Views, scales
 from experiment.checkpoints import check_folder, claim
 from experiment.console import plain_errors, say
 from experiment.evaluation import Best, Tasks, interval, test
@@ -108,23 +108,17 @@ def build(settings, ways):
     sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size'], 'n_slow': settings['n_slow']}
     on_keys = settings['model'] == 'partial, u'
     embed = CNN(settings['n_filters'], activation=None, **sizes)
-    mlp, cnn = MLP, CNN
-    if is_scaled(settings):
-        scales = {'scale': settings['hidden_scale'], 'fast_scale': settings['fast_scale']}
-        mlp, cnn = (functools.partial(base, **scales) for base in (ScaledMLP, ScaledCNN))
-    base = mlp(embed.n_out) if on_keys else cnn(settings['n_filters'], **sizes)
+    held = scales(settings)
+    mlp, cnn = (ScaledMLP, ScaledCNN) if held else (MLP, CNN)
+    base = mlp(embed.n_out, **held) if on_keys else cnn(settings['n_filters'], **sizes, **held)
     metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
     return metanet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
-
-
-def is_scaled(settings):
-    return bool(settings['hidden_scale'] or settings['fast_scale'])
 
 
 def usual_classes(settings):
     """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
     return {'class_of_model': 'beyond.CentredMetaNet' if settings['centred'] else 'metanet.MetaNet',
-            'class_of_base': (('beyond.Scaled' if is_scaled(settings) else 'metanet.')
+            'class_of_base': (('beyond.Scaled' if scales(settings) else 'metanet.')
                               + ('MLP' if settings['model'] == 'partial, u' else 'CNN')),
             'class_of_embed': 'metanet.CNN'}
 

@@ -17,7 +17,7 @@ import os
 import numpy as np
 
 import data
-from beyond import Average, CentredMetaNet, Health, ScaledCNN, Views
+from beyond import Average, CentredMetaNet, Health, ScaledCNN, Views, scales
 from experiment.checkpoints import check_folder, claim
 from experiment.console import plain_errors
 from experiment.evaluation import Tasks
@@ -93,8 +93,7 @@ CHECKS = {
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
 EARLIER = {'channels': 1, 'image_size': 28, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
-           'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0,
-           'fast_scale': 0.0}
+           'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0, 'fast_scale': 0.0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_final_episodes', 'inserted_scale')
@@ -119,8 +118,8 @@ PAPER_ACROSS = {
 def build(settings, ways):
     """The untrained model of a script's settings, with softmax layers for `ways`."""
     sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size']}
-    scales = {'scale': settings['hidden_scale'], 'fast_scale': settings['fast_scale']}
-    base = (functools.partial(ScaledCNN, **scales) if any(scales.values()) else CNN)(settings['n_filters'], **sizes)
+    held = scales(settings)
+    base = (ScaledCNN if held else CNN)(settings['n_filters'], **sizes, **held)
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     if settings['variant'] == 'MetaNet+':
         if settings['centred']:
@@ -134,7 +133,7 @@ def usual_classes(settings):
     """The classes of what `build` makes as it stands. Others are named in results, not compared with the paper's."""
     model = ('variants.MetaNetPlus' if settings['variant'] == 'MetaNet+' else
              'beyond.CentredMetaNet' if settings.get('centred') else 'metanet.MetaNet')
-    base = 'beyond.ScaledCNN' if settings.get('hidden_scale') or settings.get('fast_scale') else 'metanet.CNN'
+    base = 'beyond.ScaledCNN' if scales(settings) else 'metanet.CNN'
     return {'class_of_model': model, 'class_of_base': base, 'class_of_embed': 'metanet.CNN'}
 
 

@@ -122,8 +122,8 @@ COMMON = {
     'n_filters': whole(1, 1024),
     'n_steps': whole(1),
     'centred': some_of(*CENTRED),
-    'hidden_scale': number('0, or a number from 0.001 to 1000', lambda value: value == 0 or 1e-3 <= value <= 1e3),
-    'fast_scale': number('0, or a number from 0.001 to 1000', lambda value: value == 0 or 1e-3 <= value <= 1e3),
+    **dict.fromkeys(('hidden_scale', 'fast_scale'), number(
+        '0, or a number from 0.001 to 1000', lambda value: value == 0 or 1e-3 <= value <= 1e3)),
     'inserted_scale': number('a number, at least 0', lambda value: value >= 0),
     'initialisation': one_of('uniform', 'chainer'),
     'alpha': number('a number above 0', lambda value: value > 0),

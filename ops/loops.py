@@ -331,6 +331,24 @@ def _lay(kernel, half, matrices):
 
 
 @_compiled
+def _multiply(x, own, group, first, area, n, half, kernel, back, y):
+    """Rows of a block times the kernels of their own groups: x (places, rows, c) into y (places, rows, o), or back.
+
+    The block's examples are from `first` on, with `area` tiles each, `n` in all; half and kernel are room for `_lay`.
+    """
+    for t in range(0, n, area):
+        example = first + t // area
+        if t == 0 or example % group == 0:
+            _lay(own[example // group], half, kernel)
+        for place in range(len(kernel)):
+            for a in range(t, x.shape[1], n):
+                if back:
+                    numpy.dot(x[place, a:a + area], kernel[place], y[place, a:a + area])
+                else:
+                    numpy.dot(x[place, a:a + area], kernel[place].T, y[place, a:a + area])
+
+
+@_compiled
 def _rectify(outputs, first, alive, start, tiles):
     """The ReLU of outputs (4, n, o), put into tiles or, unless they are the first, added to them."""
     _, n, channels = tiles.shape
@@ -420,16 +438,10 @@ def forward(maps, kernels, own, group, shape, edges, relu, alive, second, kept, 
                 for place in range(places):
                     numpy.dot(matrices[place], kernels[k, place], products[place])
             else:
-                for example in range(edges[i], edges[i + 1]):
-                    if example == edges[i] or example % group == 0:
-                        _lay(own[k - shared, example // group], half_kernel, kernel)
-                    for place in range(places):
-                        for other in range(per_tile):
-                            a = other * n + (example - edges[i]) * area
-                            numpy.dot(matrices[place, a:a + area], kernel[place].T, products[place, a:a + area])
+                _multiply(matrices, own[k - shared], group, edges[i], area, n, half_kernel, kernel, False, products)
             outputs = products.reshape(-1)[:4 * n * o].reshape(4, n, o)
             if places == 16:
-                outputs = (more_room[:4 * n * o] if count > 1 else tiles_room[:4 * n * o]).reshape(4, n, o)
+                outputs = more_room[:4 * n * o].reshape(4, n, o)
                 _reduce(products, outputs)
             if count > 1:
                 _rectify(outputs, k == 0, alive[k], start, tiles)
@@ -523,13 +535,7 @@ def backward(maps, kernels, own, group, shape, edges, g, y, alive, second, kept,
                 for place in range(places):
                     numpy.dot(g_products[place], kernels[k, place], out[place])
             else:
-                for example in range(edges[i], edges[i + 1]):
-                    if example == edges[i] or example % group == 0:
-                        _lay(own[k - shared, example // group], half_kernel, kernel)
-                    for place in range(places):
-                        for other in range(per_tile):
-                            a = other * n + (example - edges[i]) * area
-                            numpy.dot(g_products[place, a:a + area], kernel[place], out[place, a:a + area])
+                _multiply(g_products, own[k - shared], group, edges[i], area, n, half_kernel, kernel, True, out)
             if found:
                 for place in range(places):
                     _add(out[place], g_matrices[place])

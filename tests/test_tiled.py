@@ -23,7 +23,9 @@ def test_tiled_convolutions(case):
     assert_same(function, expected, arrays)
     with chainer.no_backprop_mode():
         np.testing.assert_allclose(function(*arrays).array, expected(*arrays).array, atol=1e-10)
-    assert_same(function, expected, [array.astype(np.float32) for array in arrays], TOLERANCES[np.float32])
+    single = [array.astype(np.float32) for array in arrays]
+    assert_same(function, expected, single, TOLERANCES[np.float32])
+    np.testing.assert_allclose(function(*single).array, expected(*arrays).array, atol=1e-4)
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
@@ -62,7 +64,9 @@ def test_numba_and_numpy_agree(case, monkeypatch):
     for call, arrays in zip(calls, compiled):
         for array, other in zip(arrays, results(*call)):
             assert array.dtype == other.dtype == dtype
-            np.testing.assert_allclose(array, other, atol=16 * np.finfo(dtype).eps * max(1, abs(other).max()), rtol=0)
+            n_weights = sum(array.ndim > 3 for array in call[1]) - 1
+            bound = 8 * max(1, n_weights - 1) * np.finfo(dtype).eps  # a sum of several convolutions rounds more often
+            np.testing.assert_allclose(array, other, atol=bound * max(1, abs(other).max()), rtol=0)
 
 
 def test_without_numba_or_with_one_that_cannot_be_used_numpy_does_the_work(monkeypatch):
