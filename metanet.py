@@ -52,8 +52,8 @@ class FastLayer(chainer.Link):
     def forward(self, x):
         weights = [self.slow() if self.copies is None else self.copies]
         if self.fast is not None:
-            cls = type(self)  # only what knows mixtures gets them
-            late = self.group == 1 and cls.product is FastLinear.product and cls.augment is FastLayer.augment
+            kinds = [(kind.product, kind.augment) for kind in (FastLinear, FastConvolution2D)]
+            late = self.group == 1 and (type(self).product, type(self).augment) in kinds  # only they know mixtures
             weights += needed(self.fast, x, self.activation, late)
         return self.augment(x, weights)
 

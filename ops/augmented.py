@@ -10,7 +10,7 @@ import ops.tiled as tiled
 import ops.tiled_sums as tiled_sums
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import F, chainer, cuda, type_check
-from ops.lazy import Mixed, rectified
+from ops.lazy import Mixed, made, rectified
 from ops.memory import mixed_product
 from ops.pooling import Windows
 
@@ -236,7 +236,8 @@ def convolution(x, weights, group=1, relu=False, pool=False):
     Args:
         x: feature maps, float (n, c, h, w).
         weights: sequence of weights with the channels last, float (o, kh, kw, c) with kh and kw odd where all examples
-            share them, or (g, o, kh, kw, c) where each group of examples has its own.
+            share them, or (g, o, kh, kw, c) where each group of examples has its own; or `lazy.Mixed`, one for each
+            example.
         group: examples to a group; groups are consecutive, the last may be short: g = ceil(n / group).
         relu: whether each convolution goes through a ReLU before the sum.
         pool: whether `max_pooling` follows: within the cache, it costs next to nothing here.
@@ -247,11 +248,12 @@ def convolution(x, weights, group=1, relu=False, pool=False):
     Raises:
         chainer.utils.type_check.InvalidType: shapes or dtypes do not fit together.
     """
-    if pool and relu and len(weights) == 1 and tiled.suits(x, weights[0], group):
-        return rectified(tiled.tiled(x, weights[0], group))
     if pool and relu and tiled_sums.suits(x, weights):
         return rectified(tiled_sums.tiled_sum(x, weights, group))
-    y, = Convolution(group, relu, pool).apply([x] + list(weights))
+    weights = [made(weight) for weight in weights]
+    if pool and relu and len(weights) == 1 and tiled.suits(x, weights[0], group):
+        return rectified(tiled.tiled(x, weights[0], group))
+    y, = Convolution(group, relu, pool).apply([x] + weights)
     return rectified(y) if relu else y
 
 

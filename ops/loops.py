@@ -13,6 +13,8 @@ import scipy.linalg.cython_blas  # noqa: F401  (numpy.dot calls it; loaded here,
 
 # With Python's numbers float32 would become float64.
 ZERO, HALF, ONE = numpy.float32(0), numpy.float32(.5), numpy.float32(1)
+# Gradients that `evaluate` guesses the pieces of before it checks.
+CHUNK = 512
 
 
 def _compiled(function):
@@ -294,52 +296,62 @@ def _add_up(tiles, kept, start, sums):
 
 
 @_compiled
-def _turn(kernel, half, matrices):
-    """A kernel (o, 3, 3, c), transformed by Winograd's algorithm into matrices (16, o, c); half, (4, 3, c), is room."""
-    outputs, _, _, channels = kernel.shape
-    for o in range(outputs):
-        for j in range(3):
-            for c in range(channels):
-                middle = (kernel[o, 0, j, c] + kernel[o, 2, j, c]) * HALF
-                half[0, j, c] = kernel[o, 0, j, c]
-                half[1, j, c] = middle + kernel[o, 1, j, c] * HALF
-                half[2, j, c] = middle - kernel[o, 1, j, c] * HALF
-                half[3, j, c] = kernel[o, 2, j, c]
-        for i in range(4):
-            for c in range(channels):
-                matrices[4 * i, o, c] = half[i, 0, c]
-            for c in range(channels):
-                matrices[4 * i + 1, o, c] = (half[i, 0, c] + half[i, 1, c] + half[i, 2, c]) * HALF
-            for c in range(channels):
-                matrices[4 * i + 2, o, c] = (half[i, 0, c] - half[i, 1, c] + half[i, 2, c]) * HALF
-            for c in range(channels):
-                matrices[4 * i + 3, o, c] = half[i, 2, c]
+def _turn(kernel, o, half, matrices):
+    """An output's kernel (9 c,), transformed by Winograd into its matrices (16, o, c); half, (4, 3, c), is room."""
+    channels = len(kernel) // 9
+    for j in range(3):
+        first, second, third = kernel[j * channels:], kernel[(3 + j) * channels:], kernel[(6 + j) * channels:]
+        for c in range(channels):
+            middle = (first[c] + third[c]) * HALF
+            half[0, j, c] = first[c]
+            half[1, j, c] = middle + second[c] * HALF
+            half[2, j, c] = middle - second[c] * HALF
+            half[3, j, c] = third[c]
+    for i in range(4):
+        for c in range(channels):
+            matrices[4 * i, o, c] = half[i, 0, c]
+        for c in range(channels):
+            matrices[4 * i + 1, o, c] = (half[i, 0, c] + half[i, 1, c] + half[i, 2, c]) * HALF
+        for c in range(channels):
+            matrices[4 * i + 2, o, c] = (half[i, 0, c] - half[i, 1, c] + half[i, 2, c]) * HALF
+        for c in range(channels):
+            matrices[4 * i + 3, o, c] = half[i, 2, c]
 
 
 @_compiled
-def _lay(kernel, half, matrices):
-    """A kernel (o, 3, 3, c) as matrices: (16, o, c), transformed, or (1, o, 9 c)."""
-    if len(matrices) == 16:
-        _turn(kernel, half, matrices)
-    else:
-        outputs, _, _, channels = kernel.shape
-        for o in range(outputs):
-            for i in range(3):
-                for j in range(3):
-                    for c in range(channels):
-                        matrices[0, o, (3 * i + j) * channels + c] = kernel[o, i, j, c]
+def _mix(own, o, shares, mean):
+    """An output's mean kernel (9 c,), of kernels (m, o, 9 c) with the shares (m,)."""
+    for c in range(len(mean)):
+        mean[c] = shares[0] * own[0, o, c]
+    for i in range(1, len(shares)):
+        for c in range(len(mean)):
+            mean[c] += shares[i] * own[i, o, c]
 
 
 @_compiled
-def _multiply(x, own, group, first, area, n, half, kernel, back, y):
+def _lay(own, shares, group, mean, half, matrices):
+    """A group's kernel as matrices: (16, o, c), transformed, or (1, o, 9 c); mean, (9 c,), and half are room."""
+    for o in range(own.shape[1]):
+        if shares.size:
+            _mix(own, o, shares[group], mean)
+        else:
+            mean[:] = own[group, o]
+        if len(matrices) == 16:
+            _turn(mean, o, half, matrices)
+        else:
+            matrices[0, o] = mean
+
+
+@_compiled
+def _multiply(x, own, shares, group, first, area, n, mean, half, kernel, back, y):
     """Rows of a block times the kernels of their own groups: x (places, rows, c) into y (places, rows, o), or back.
 
-    The block's examples are from `first` on, with `area` tiles each, `n` in all; half and kernel are room for `_lay`.
+    The block's examples are from `first` on, with `area` tiles each, `n` in all; the other three are room for `_lay`.
     """
     for t in range(0, n, area):
         example = first + t // area
         if t == 0 or example % group == 0:
-            _lay(own[example // group], half, kernel)
+            _lay(own, shares, example // group, mean, half, kernel)
         for place in range(len(kernel)):
             for a in range(t, x.shape[1], n):
                 if back:
@@ -400,13 +412,14 @@ def _rooms(maps, places, size, o, shape, edges):
 
 
 @_compiled
-def forward(maps, kernels, own, group, shape, edges, relu, alive, second, kept, sums, pooled):
+def forward(maps, kernels, own, shares, group, shape, edges, relu, alive, second, kept, sums, pooled):
     """Convolutions and pooling of their sum, block by block.
 
     Args:
         maps: (n, h, w, c).
         kernels: (k, 16, c, o), transformed, or (k, 1, 9 c, o): of all examples.
-        own: (l, groups, o, 3, 3, c), of each group of examples.
+        own: (l, groups, o, 9 c), of each group of examples; or (1, m, o, 9 c), of which each group has means.
+        shares: (groups, m), of the kernels in a group's mean; or empty, where each has its own.
         group: examples to a group.
         shape: rows and columns of tiles of an example.
         edges: int64, where blocks of examples start, and where the last one stops.
@@ -423,7 +436,8 @@ def forward(maps, kernels, own, group, shape, edges, relu, alive, second, kept, 
     count, per_tile, area = shared + len(own), 1 if places == 16 else 4, rows * columns
     padded, half, room, products_room, tiles_room = _rooms(maps, places, size, o, shape, edges)
     more_room = numpy.empty_like(tiles_room) if count > 1 else tiles_room
-    half_kernel, kernel = numpy.empty((4, 3, channels), maps.dtype), numpy.empty((places, o, size), maps.dtype)
+    mean, half_kernel = numpy.empty(9 * channels, maps.dtype), numpy.empty((4, 3, channels), maps.dtype)
+    kernel = numpy.empty((places, o, size), maps.dtype)
     for i in range(len(edges) - 1):
         n, start = (edges[i + 1] - edges[i]) * area, edges[i] * area
         matrices = room[:places * n * per_tile * size].reshape(places, n * per_tile, size)
@@ -438,7 +452,8 @@ def forward(maps, kernels, own, group, shape, edges, relu, alive, second, kept, 
                 for place in range(places):
                     numpy.dot(matrices[place], kernels[k, place], products[place])
             else:
-                _multiply(matrices, own[k - shared], group, edges[i], area, n, half_kernel, kernel, False, products)
+                _multiply(matrices, own[k - shared], shares, group, edges[i], area, n, mean, half_kernel, kernel, False,
+                          products)
             outputs = products.reshape(-1)[:4 * n * o].reshape(4, n, o)
             if places == 16:
                 outputs = more_room[:4 * n * o].reshape(4, n, o)
@@ -455,11 +470,12 @@ def forward(maps, kernels, own, group, shape, edges, relu, alive, second, kept, 
 
 
 @_compiled
-def backward(maps, kernels, own, group, shape, edges, g, y, alive, second, kept, slope, offset, total, gradients, gx):
+def backward(maps, kernels, own, shares, group, shape, edges, g, y, alive, second, kept, slope, offset, total,
+             gradients, gx):
     """The way back of `forward`.
 
     Args:
-        maps, own, group, shape, edges, alive, second, kept: as there.
+        maps, own, shares, group, shape, edges, alive, second, kept: as there.
         kernels: (k, places, o, size), transposed: products are faster.
         g: (tiles, o), of the result.
         y: (tiles, o), the result if a ReLU made it; or empty.
@@ -478,7 +494,8 @@ def backward(maps, kernels, own, group, shape, edges, g, y, alive, second, kept,
     g_matrices_room = numpy.empty_like(room) if count > 1 else room
     more_room = numpy.empty_like(room) if count > 1 else room
     half_tile = numpy.empty((8, o), maps.dtype)
-    half_kernel, kernel = numpy.empty((4, 3, channels), maps.dtype), numpy.empty((places, o, size), maps.dtype)
+    mean, half_kernel = numpy.empty(9 * channels, maps.dtype), numpy.empty((4, 3, channels), maps.dtype)
+    kernel = numpy.empty((places, o, size), maps.dtype)
     g_kernel, half_g_kernel = numpy.empty((o, size), maps.dtype), numpy.empty((3, 4, channels), maps.dtype)
     g_kernels = numpy.empty((places, 1, o, size), maps.dtype)
     g_padded = numpy.empty_like(padded)
@@ -535,7 +552,8 @@ def backward(maps, kernels, own, group, shape, edges, g, y, alive, second, kept,
                 for place in range(places):
                     numpy.dot(g_products[place], kernels[k, place], out[place])
             else:
-                _multiply(g_products, own[k - shared], group, edges[i], area, n, half_kernel, kernel, True, out)
+                _multiply(g_products, own[k - shared], shares, group, edges[i], area, n, mean, half_kernel, kernel,
+                          True, out)
             if found:
                 for place in range(places):
                     _add(out[place], g_matrices[place])
@@ -550,26 +568,40 @@ def backward(maps, kernels, own, group, shape, edges, g, y, alive, second, kept,
 
 
 @_compiled
-def _piece(magnitude, sign, edges, first, low, rate):
-    """The piece that a gradient is in; of nan, any."""
+def _guess(magnitude, sign, edges, first, low, rate):
+    """A gradient's position, and the piece that it is in, or one before if its cell has several edges; of nan, any."""
     above = magnitude + ONE
     position = sign + (above if sign >= 0 else -above)
     # Selected, not branched to: half of the guesses at a branch would be wrong, which takes ten times as long.
     cell = (position - low) * rate + ONE
     top = ONE * (len(first) - 1)
     cell = cell if cell < top else top
-    k = first[int(cell if cell > 0 else ZERO)]
-    while k < len(edges) and position >= edges[k]:
-        k += 1
+    k = first[numpy.uint32(cell if cell > 0 else ZERO)]
+    return position, k + numpy.uint32(1) if position >= edges[k] else k
+
+
+@_compiled
+def _piece(magnitude, sign, edges, first, low, rate):
+    """The piece that a gradient is in."""
+    position, k = _guess(magnitude, sign, edges, first, low, rate)
+    while position >= edges[k]:
+        k += numpy.uint32(1)
     return k
 
 
 @_compiled
 def evaluate(magnitude, sign, edges, first, low, rate, coefficients, y):
-    """A piecewise linear function of gradients' channels; all as in `pieces`."""
-    for i in range(len(y)):
-        k = _piece(magnitude[i], sign[i], edges, first, low, rate)
-        y[i] = coefficients[k, 0] * magnitude[i] + coefficients[k, 1] * sign[i] + coefficients[k, 2]
+    """A piecewise linear function of gradients' channels; all as in `pieces`, but a nan after the last of the edges."""
+    for start in range(0, len(y), CHUNK):
+        stop, wrong = min(start + CHUNK, len(y)), 0
+        for i in range(start, stop):  # without a branch these take half as long
+            position, k = _guess(magnitude[i], sign[i], edges, first, low, rate)
+            wrong += position >= edges[k]
+            y[i] = coefficients[k, 0] * magnitude[i] + coefficients[k, 1] * sign[i] + coefficients[k, 2]
+        if wrong:
+            for i in range(start, stop):
+                k = _piece(magnitude[i], sign[i], edges, first, low, rate)
+                y[i] = coefficients[k, 0] * magnitude[i] + coefficients[k, 1] * sign[i] + coefficients[k, 2]
 
 
 @_compiled

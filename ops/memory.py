@@ -4,6 +4,7 @@ import numpy
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul
 from ops.compat import F, chainer, cuda, type_check
 from ops.lazy import Deferred, Mixed, map_apart
+from ops.tiled import mixes
 
 
 class _Mixture(chainer.FunctionNode):
@@ -13,11 +14,6 @@ class _Mixture(chainer.FunctionNode):
         type_check.expect(in_types.size() >= 2, weights.dtype.kind == 'f', weights.ndim == 2)
         for value in in_types[1:]:
             type_check.expect(value.dtype == weights.dtype, value.ndim == 2, value.shape[0] == weights.shape[1])
-
-    def _cut(self, values):
-        """Blocks (which of the values, start, stop)"""
-        return [(i, start, stop) for i, value in enumerate(values) for start, stop in blocks_of(
-            value.shape[1], value.shape[1] if isinstance(value, cuda.ndarray) else ELEMENTS // 16)]
 
     def forward(self, inputs):
         weights, values = inputs[0], inputs[1:]
@@ -29,27 +25,47 @@ class _Mixture(chainer.FunctionNode):
             for i, start, stop in blocks:
                 matmul(weights, values[i][:, start:stop], ys[i][:, start:stop])
 
-        in_parts(work, self._cut(values), xp)
+        in_parts(work, _columns(values), xp)
         return tuple(ys)
 
     def backward(self, indexes, grad_outputs):
         weights, *values = (variable.array for variable in self.get_retained_inputs())
-        xp = cuda.get_array_module(weights)
-        g_values = [xp.zeros(value.shape, value.dtype) for value in values]
-
-        def work(blocks):
-            g_weights = xp.zeros_like(weights)
-            for i, start, stop in blocks:
-                if grad_outputs[i] is not None:
-                    gy = grad_outputs[i].array[:, start:stop]
-                    # Of a layer whose activations are all dead no gradient comes back.
-                    if xp is not numpy or gy.any():
-                        matmul(weights.T, gy, g_values[i][:, start:stop])
-                        g_weights += gy.dot(values[i][:, start:stop].T)
-            return g_weights
-
-        gradients = [sum(in_parts(work, self._cut(values), xp, summed=True))] + g_values
+        gradients = mixture_gradients(weights, values, [g if g is None else g.array for g in grad_outputs])
         return [chainer.as_variable(gradients[i]) for i in indexes]
+
+
+def _columns(values):
+    """Blocks (which of the values, start, stop)"""
+    return [(i, start, stop) for i, value in enumerate(values) for start, stop in blocks_of(
+        value.shape[1], value.shape[1] if isinstance(value, cuda.ndarray) else ELEMENTS // 16)]
+
+
+def mixture_gradients(weights, values, gys):
+    """The way back of `mixture`.
+
+    Args:
+        weights: array (n, m).
+        values: list of arrays (m, p).
+        gys: list of arrays (n, p), of the sums' gradients, or of None for none.
+
+    Returns:
+        A list of arrays, the gradients of the weights and of the values.
+    """
+    xp = cuda.get_array_module(weights)
+    g_values = [xp.zeros(value.shape, value.dtype) for value in values]
+
+    def work(blocks):
+        g_weights = xp.zeros_like(weights)
+        for i, start, stop in blocks:
+            if gys[i] is not None:
+                gy = gys[i][:, start:stop]
+                # Of a layer whose activations are all dead no gradient comes back.
+                if xp is not numpy or gy.any():
+                    matmul(weights.T, gy, g_values[i][:, start:stop])
+                    g_weights += gy.dot(values[i][:, start:stop].T)
+        return g_weights
+
+    return [sum(in_parts(work, _columns(values), xp, summed=True))] + g_values
 
 
 def mixture(weights, values):
@@ -74,8 +90,11 @@ def mixture(weights, values):
 
 
 def late_mixture(weights, values):
-    """`mixture`, but that means of matrices, as of fully connected layers, are `Mixed`: for `mixed_product`."""
-    late = [not isinstance(value, Deferred) and value.ndim == 3 for value in values]
+    """`mixture`, but means of matrices, as of fully connected layers, are `Mixed`, for `mixed_product`.
+
+    So are those of kernels that `tiled_sums` can take.
+    """
+    late = [not isinstance(value, Deferred) and (value.ndim == 3 or mixes(value)) for value in values]
     others = iter(mixture(weights, [value for value, is_late in zip(values, late) if not is_late]))
     return [Mixed(weights, value, mixture) if is_late else next(others) for value, is_late in zip(values, late)]
 

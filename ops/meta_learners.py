@@ -14,7 +14,7 @@ from ops.tiled import loops
 # Chunks of coordinates in a block.
 CHUNKS = 8
 # Coordinates in a block where the network's pieces serve.
-PIECEWISE = 1 << 14
+PIECEWISE = 1 << 15
 
 
 class _PerCoordinate(chainer.FunctionNode):
@@ -161,6 +161,7 @@ class _PiecewiseMLP(_PerCoordinate):
         self.dtype = parameters[0].dtype
         self.pieces = Pieces(*parameters)
         self.edges = self.pieces.edges.astype(self.dtype)
+        self.padded = numpy.append(self.edges, self.dtype.type(numpy.nan))  # no position is beyond
         first, low, rate = self.pieces.cells()
         self.cells = first, self.dtype.type(low), self.dtype.type(rate)
         coefficients = self.pieces.coefficients.astype(self.dtype)
@@ -171,7 +172,7 @@ class _PiecewiseMLP(_PerCoordinate):
             for i, start, stop in blocks:
                 channels, y = self._channels(i, start, stop), ys[i][start:stop]
                 if compiled:
-                    compiled.evaluate(*channels, self.edges, *self.cells, coefficients, y)
+                    compiled.evaluate(*channels, self.padded, *self.cells, coefficients, y)
                 else:
                     its = coefficients[self._places(*channels)]
                     y[...] = its[:, 0] * channels[0] + its[:, 1] * channels[1] + its[:, 2]
@@ -192,7 +193,7 @@ class _PiecewiseMLP(_PerCoordinate):
                     continue
                 channels = self._channels(i, start, stop)
                 if compiled:
-                    compiled.add_up_pieces(*channels, self.edges, *self.cells, numpy.ascontiguousarray(gy), sums)
+                    compiled.add_up_pieces(*channels, self.padded, *self.cells, numpy.ascontiguousarray(gy), sums)
                 else:
                     places = self._places(*channels)
                     for column, values in zip(sums.T, (gy * channels[0], gy * channels[1], gy)):

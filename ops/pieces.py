@@ -47,7 +47,7 @@ class Pieces:
         low, high = max(self.edges[0], -FAR), min(self.edges[-1], FAR)
         rate = CELLS / (high - low)
         starts = numpy.append(-numpy.inf, low + numpy.arange(CELLS) / rate)
-        return numpy.searchsorted(self.edges, starts).astype(numpy.int32), low, rate
+        return numpy.searchsorted(self.edges, starts).astype(numpy.uint32), low, rate
 
     @staticmethod
     def _at(edges, start, slope):

@@ -54,6 +54,13 @@ def suits(x, weight, group=1):
             and (weight.ndim == 4 or weight.ndim == 5 and weight.strides[0] == 0 and group * x[0, 0].size > 16))
 
 
+def mixes(values):
+    """Whether means of kernels (m, o, 3, 3, c) can wait until `tiled_sums` needs them."""
+    values = chainer.as_array(values)
+    return (isinstance(values, numpy.ndarray) and loops(values.dtype) is not None and values.ndim == 5
+            and values.shape[2:4] == (3, 3))
+
+
 def tiled(x, weight, group=1):
     """The function for these: from (n, c, h, w), channels last in memory, to (n, o, h / 2, w / 2).
 
@@ -139,8 +146,8 @@ class Tiles:
         def work(blocks):
             its = numpy.zeros((len(blocks), 2, 4, len(kernels[0, 0]))) if sums else None
             if compiled:
-                compiled.forward(maps, kernels[None], empty(6), self.group, self.shape, edges_of(blocks), relu,
-                                 numpy.empty((1, 0, 0, 0), bool), flat(second, 3, bool), flat(kept, 4, x.dtype),
+                compiled.forward(maps, kernels[None], empty(4), empty(2), self.group, self.shape, edges_of(blocks),
+                                 relu, numpy.empty((1, 0, 0, 0), bool), flat(second, 3, bool), flat(kept, 4, x.dtype),
                                  numpy.zeros((0, 2, 4, 0)) if its is None else its, flat(pooled, 1)[0])
                 return its
             for i, (start, stop) in enumerate(blocks):
@@ -190,11 +197,11 @@ class Tiles:
                 total = numpy.zeros((len(kernels), *kernels.shape[:0:-1]), x.dtype)
             if compiled:
                 kept, slope, offset = share or (None, empty(1), empty(1))
-                compiled.backward(maps, turned[None], empty(6), self.group, self.shape, edges_of(blocks),
-                                  flat(g, 1)[0], flat(y, 1, x.dtype)[0], numpy.empty((1, 0, 0, 0), bool),
-                                  flat(second, 3), flat(kept, 4, x.dtype), slope, offset,
-                                  empty(4) if total is None else total[None], gradient[None] if grouped else empty(6),
-                                  empty(4) if gx is None else gx)
+                compiled.backward(maps, turned[None], empty(4), empty(2), self.group, self.shape,
+                                  edges_of(blocks), flat(g, 1)[0], flat(y, 1, x.dtype)[0],
+                                  numpy.empty((1, 0, 0, 0), bool), flat(second, 3), flat(kept, 4, x.dtype), slope,
+                                  offset, empty(4) if total is None else total[None],
+                                  gradient[None] if grouped else empty(6), empty(4) if gx is None else gx)
                 return total
             for start, stop in blocks:
                 its = g[start:stop] if y is None else g[start:stop] * (y[start:stop] > 0)

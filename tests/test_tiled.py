@@ -92,6 +92,42 @@ def test_weights_whose_activations_are_all_dead_get_and_give_no_gradient(n_chann
                 products(reference, 'convolution', relu=True, pool=True), [x, shared, own], TOLERANCES[dtype])
 
 
+def mixed(module, pool=True):
+    """A function of maps, shared kernels, and shares and values of kernels that each example has a mean of."""
+    mixture = ops.late_mixture if module is ops else reference.mixture
+    return lambda x, shared, shares, values: module.convolution(
+        x, [shared, *mixture(shares, [values])], relu=True, pool=pool)
+
+
+@pytest.mark.parametrize('pool', [True, False])
+@pytest.mark.parametrize('n_channels', [2, 16])
+@pytest.mark.parametrize('side', [1, 7, 14])
+def test_kernels_that_are_means_of_a_few(side, n_channels, pool):
+    shapes = (40, n_channels, side, side), (16, 3, 3, n_channels), (40, 3), (3, 16, 3, 3, n_channels)
+    arrays = [draw(*shape, seed=i, dtype=np.float32) for i, shape in enumerate(shapes)]
+    assert_same(mixed(ops, pool), mixed(reference, pool), arrays, TOLERANCES[np.float32])
+    arrays[0], arrays[2], arrays[3] = map(abs, (arrays[0], arrays[2], arrays[3]))
+    assert_same(mixed(ops, pool), mixed(reference, pool), [*arrays[:3], -arrays[3]], TOLERANCES[np.float32])
+
+
+def test_kernels_that_are_means_beside_those_of_two_kinds():
+    shapes = (6, 2, 4, 4), (3, 3, 3, 2), (6, 2), (2, 3, 3, 3, 2), (6, 3, 3, 3, 2)
+    arrays = [draw(*shape, seed=i, dtype=np.float32) for i, shape in enumerate(shapes)]
+    functions = [lambda x, shared, shares, values, own, module=module, mixture=mixture: module.convolution(
+        x, [own, *mixture(shares, [values]), shared, shared], relu=True, pool=True)
+        for module, mixture in ((ops, ops.late_mixture), (reference, reference.mixture))]
+    assert_same(*functions, arrays, TOLERANCES[np.float32])
+
+
+def test_means_of_kernels_that_do_not_fit_are_refused():
+    x, shared, shares = (draw(*shape, dtype=np.float32) for shape in ((5, 2, 4, 4), (3, 3, 3, 2), (5, 2)))
+    for shape in (3, 3, 3, 3, 2), (2, 4, 3, 3, 2), (2, 3, 3, 3, 1):
+        with pytest.raises(type_check.InvalidType):
+            mixed(ops)(x, shared, shares, draw(*shape, dtype=np.float32))
+    with pytest.raises(type_check.InvalidType):
+        mixed(ops)(x, shared, shares[:4], draw(2, 3, 3, 3, 2, dtype=np.float32))
+
+
 def test_arrays_that_are_read_only_need_no_compiling():
     """Numba takes them for another type."""
     loops = pytest.importorskip('ops.loops')
@@ -103,6 +139,7 @@ def test_arrays_that_are_read_only_need_no_compiling():
     x, shared, own = arrays
     for weights in [shared], [shared, own], [np.broadcast_to(shared, (4, *shared.shape))]:
         results(products(ops, 'convolution', relu=True, pool=True), [x, *weights])
+    results(mixed(ops), [x, shared, np.broadcast_to(np.float32(.5), (4, 4)), own])
     assert [len(function.signatures) for function in (loops.forward, loops.backward)] == before
 
 

@@ -42,7 +42,7 @@ import train_omniglot  # noqa: E402
 from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
 from experiment.console import keep_memory  # noqa: E402
 from experiment.loop import Clipping  # noqa: E402
-from ops.blocks import THREADS  # noqa: E402
+from ops.blocks import THREADS, one_blas_thread  # noqa: E402
 from ops.compat import chainer  # noqa: E402
 from ops.device import use  # noqa: E402
 from ops.lazy import Deferred  # noqa: E402
@@ -187,15 +187,16 @@ def time_episodes(args, model, optimizer, clock):
             clock.seconds.clear()
             episode = next(source)
             start = clock.now()
-            with chainer.using_config('enable_backprop', training), chainer.using_config('train', training):
-                loss = model.loss(episode)
-            if training:
-                model.cleargrads()
-                with clock.part('backward'):
-                    loss.backward()
-                with clock.part('update'):
-                    optimizer.update()
-            del loss
+            with one_blas_thread():  # as the training scripts do
+                with chainer.using_config('enable_backprop', training), chainer.using_config('train', training):
+                    loss = model.loss(episode)
+                if training:
+                    model.cleargrads()
+                    with clock.part('backward'):
+                        loss.backward()
+                    with clock.part('update'):
+                        optimizer.update()
+                del loss
             clock.seconds['episode'] = clock.now() - start
             for part, seconds in clock.seconds.items():
                 times[not training].setdefault(part, []).extend([seconds] if i >= 2 else [])
