@@ -39,13 +39,14 @@ n_episodes = 500  # training episodes of an epoch
 n_dev_episodes = 400  # dev episodes after every epoch, the same each time
 n_test_episodes = 600  # test episodes whenever the dev accuracy is the best so far
 n_filters = 32  # of each convolution
+scale = 1.0  # what squared distances are multiplied by; 1: as published, so that the softmax is saturated for long
 alpha = 1e-3  # Adam's learning rate
 n_halve = 4  # epochs after which it is halved, again and again
 
 CHECKS = {name: COMMON[name] for name in ('input_path', 'out', 'seed', 'n_outputs_train', 'nb_samples_per_class',
                                           'n_queries', 'n_epoch', 'n_episodes', 'n_filters', 'alpha')}
 CHECKS.update(n_outputs_test=whole(2, 10 ** 5), n_queries_test=whole(1), n_dev_episodes=whole(1),
-              n_test_episodes=whole(2), n_halve=whole(1))
+              n_test_episodes=whole(2), n_halve=whole(1), scale=COMMON['alpha'])
 
 
 class PrototypicalNetwork(chainer.Chain):
@@ -53,15 +54,17 @@ class PrototypicalNetwork(chainer.Chain):
 
     Args:
         embed: a `metanet.Network`, whose output is an example's key.
+        scale: of the squared distances.
     """
 
-    def __init__(self, embed):
+    def __init__(self, embed, scale=1.0):
         super().__init__()
+        self.scale = scale
         with self.init_scope():
             self.embed = embed
 
     def forward(self, support_x, support_y, query_x):
-        """Class scores, minus the squared distances to the classes' prototypes; shapes as of `MetaNet.forward`."""
+        """Class scores, minus scaled squared distances to the classes' prototypes; shapes as of `MetaNet.forward`."""
         way = check_episode(support_x, support_y, query_x, np.float32)
         keys = self.embed(np.concatenate((support_x, query_x)))  # normalised as one batch
         support, queries = keys[:len(support_x)], keys[len(support_x):]
@@ -69,7 +72,8 @@ class PrototypicalNetwork(chainer.Chain):
         prototypes = F.matmul(members / members.sum(axis=1, keepdims=True), support)
         squares = F.sum(prototypes ** 2, axis=1)
         # Less |query|^2, which all classes have in common.
-        return 2 * F.matmul(queries, prototypes, transb=True) - F.broadcast_to(squares, (len(queries), way))
+        scores = 2 * F.matmul(queries, prototypes, transb=True) - F.broadcast_to(squares, (len(queries), way))
+        return self.scale * scores
 
     def loss(self, episode):
         """The query set's mean cross-entropy; reports it as `loss`, and `accuracy`."""
@@ -91,7 +95,7 @@ def train_model(settings):
         channels, image_size = data.image_shape(parts[0])
         settings = dict(settings, data=source)
         np.random.seed(seed)
-        model = PrototypicalNetwork(CNN(n_filters, None, channels, image_size, n_slow=5))
+        model = PrototypicalNetwork(CNN(n_filters, None, channels, image_size, n_slow=5), scale)
         optimizer = chainer.optimizers.Adam(alpha).setup(model)
         claim(out, settings, {})
 
