@@ -121,18 +121,27 @@ def _patches(maps, padded, matrices):
     """The inputs under the kernel at each output: maps (n, h, w, c) into matrices (1, 4 tiles, 9 c)."""
     n, _, _, channels = maps.shape
     rows, columns = padded.shape[0] // 2 - 1, padded.shape[1] // 2 - 1
-    tiles = n * rows * columns
+    tiles, flat = n * rows * columns, padded.reshape(len(padded), -1)
     for example in range(n):
         _fill(maps, example, padded)
         for place in range(4):
             for row in range(rows):
-                for column in range(columns):
-                    t = place * tiles + (example * rows + row) * columns + column
-                    for i in range(3):
-                        for j in range(3):
-                            for c in range(channels):
-                                matrices[0, t, (3 * i + j) * channels + c] = padded[
-                                    2 * row + place // 2 + i, 2 * column + place % 2 + j, c]
+                t = place * tiles + (example * rows + row) * columns
+                for i in range(3):
+                    run = flat[2 * row + place // 2 + i, place % 2 * channels:]
+                    # Of grey and colour images the compiler knows how much to copy at a time: a third of the time.
+                    if channels == 1:
+                        for column in range(columns):
+                            for k in range(3):
+                                matrices[0, t + column, 3 * i + k] = run[2 * column + k]
+                    elif channels == 3:
+                        for column in range(columns):
+                            for k in range(9):
+                                matrices[0, t + column, 9 * i + k] = run[6 * column + k]
+                    else:
+                        for column in range(columns):
+                            for k in range(3 * channels):
+                                matrices[0, t + column, 3 * channels * i + k] = run[2 * channels * column + k]
 
 
 @_compiled
@@ -480,7 +489,7 @@ def backward(maps, kernels, own, shares, group, shape, edges, g, y, alive, secon
         g: (tiles, o), of the result.
         y: (tiles, o), the result if a ReLU made it; or empty.
         slope, offset: (o,), with `kept`: outputs slope + offset is added to their gradient; or empty, all three.
-        total: (k, places, o, size) of 0, gets the kernels' gradients; or empty.
+        total: (k, places, size, o) of 0, gets the kernels' gradients; or empty.
         gradients: (l, groups, o, 3, 3, c), gets those of each group's weights; without `own`, of each group's
             share in the one kernel; or empty.
         gx: (n, h, w, c), gets that of the maps; or empty.
@@ -497,7 +506,7 @@ def backward(maps, kernels, own, shares, group, shape, edges, g, y, alive, secon
     mean, half_kernel = numpy.empty(9 * channels, maps.dtype), numpy.empty((4, 3, channels), maps.dtype)
     kernel = numpy.empty((places, o, size), maps.dtype)
     g_kernel, half_g_kernel = numpy.empty((o, size), maps.dtype), numpy.empty((3, 4, channels), maps.dtype)
-    g_kernels = numpy.empty((places, 1, o, size), maps.dtype)
+    g_kernels, g_turned = numpy.empty((places, 1, o, size), maps.dtype), numpy.empty((size, o), maps.dtype)
     g_padded = numpy.empty_like(padded)
     for i in range(len(edges) - 1):
         n, start = (edges[i + 1] - edges[i]) * area, edges[i] * area
@@ -528,8 +537,8 @@ def backward(maps, kernels, own, shares, group, shape, edges, g, y, alive, secon
                 _expand(through, half_tile, g_products)
             if total.size and k < shared:
                 for place in range(places):
-                    numpy.dot(g_products[place].T, matrices[place], g_kernel)
-                    _add(g_kernel, total[k, place])
+                    numpy.dot(matrices[place].T, g_products[place], g_turned)
+                    _add(g_turned, total[k, place])
             if gradients.size and (k >= shared or not len(own)):
                 for first in range(edges[i], edges[i + 1], group):
                     a = (first - edges[i]) * area
@@ -565,6 +574,30 @@ def backward(maps, kernels, own, shares, group, shape, edges, g, y, alive, secon
                 _overlap(g_matrices, g_padded, half, gx[edges[i]:edges[i + 1]])
             else:
                 _spread(g_matrices, g_padded, gx[edges[i]:edges[i + 1]])
+
+
+@_compiled
+def normalize(x, scale, offset, y):
+    """The ReLU of x (n, o), scaled and shifted by (o,), into y."""
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            one = x[i, c] * scale[c] + offset[c]
+            y[i, c] = ZERO if one < 0 else one
+
+
+@_compiled
+def unnormalize(gy, y, x, mean, scale, g, sums):
+    """The way back of `normalize`: g, of x, and to sums, float64 (2, o), gradients are added, alone and times x - mean.
+    """
+    for i in range(x.shape[0]):
+        for c in range(x.shape[1]):
+            g[i, c] = gy[i, c] if y[i, c] > 0 else ZERO
+        for c in range(x.shape[1]):
+            sums[0, c] += g[i, c]
+        for c in range(x.shape[1]):
+            sums[1, c] += g[i, c] * (x[i, c] - mean[c])
+        for c in range(x.shape[1]):
+            g[i, c] *= scale[c]
 
 
 @_compiled

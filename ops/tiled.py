@@ -194,7 +194,7 @@ class Tiles:
         def work(blocks):
             total = None
             if gradient is not None and not grouped:
-                total = numpy.zeros((len(kernels), *kernels.shape[:0:-1]), x.dtype)
+                total = numpy.zeros(kernels.shape, x.dtype)
             if compiled:
                 kept, slope, offset = share or (None, empty(1), empty(1))
                 compiled.backward(maps, turned[None], empty(4), empty(2), self.group, self.shape,
@@ -213,7 +213,7 @@ class Tiles:
                     if grouped:
                         self.g_weights(g_kernels, gradient[groups])
                     else:
-                        total += g_kernels[:, 0]
+                        total += g_kernels[:, 0].swapaxes(1, 2)
                 if gx is not None:
                     g_matrices = matmul(g_products, kernels.swapaxes(1, 2),
                                         scratch('products', g_products.shape[:2] + kernels.shape[1:2], x))
@@ -222,7 +222,7 @@ class Tiles:
 
         parts = in_parts(work, self.cut(x, numbers, self.group), numpy, gradient is not None and not grouped)
         if gradient is not None and not grouped:
-            self.g_weights(sum(parts)[:, None], gradient[None])
+            self.g_weights(sum(parts).swapaxes(1, 2)[:, None], gradient[None])
         return gx.transpose(0, 3, 1, 2) if gx is not None else None, gradient
 
     def cut(self, x, numbers, step):
@@ -287,7 +287,7 @@ class _Patches(Tiles):
     def g_kernels(self, matrices, g, n):
         """Gradients of the kernels (1, n, o, 9 c), one for each of n shares of a block's examples."""
         if n == 1:
-            return g[0].T.dot(matrices[0])[None, None]
+            return matrices[0].T.dot(g[0]).T[None, None]
         g, matrices = (array.reshape(4, n, -1, array.shape[2]) for array in (g, matrices))
         return numpy.matmul(g.swapaxes(2, 3), matrices).sum(axis=0, keepdims=True)
 

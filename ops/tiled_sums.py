@@ -125,7 +125,7 @@ class TiledSum(PooledConvolution):
             gradients = numpy.empty((len(own), groups, *weights[0].shape[-4:]), x.dtype)
 
         def work(blocks):
-            total = numpy.zeros(kernels.shape, x.dtype) if set(shared) & set(places) else empty(4)
+            total = numpy.zeros(kernels.swapaxes(2, 3).shape, x.dtype) if set(shared) & set(places) else empty(4)
             loops(x.dtype).backward(maps, kernels, own, shares, self.group, self.tiles.shape, edges_of(blocks),
                                     flat(g, 1)[0], y, self.alive, flat(self.second, 3), empty(3), empty(1), empty(1),
                                     total, gradients, gx)
@@ -140,6 +140,6 @@ class TiledSum(PooledConvolution):
             found = {grouped[0]: g_values.reshape(others[grouped[0]].shape), len(others): g_shares}
         for i, its in zip(shared, total):
             found[i] = numpy.empty(others[i].shape, x.dtype)
-            self.tiles.g_weights(its[:, None], found[i][None])
+            self.tiles.g_weights(its.swapaxes(1, 2)[:, None], found[i][None])
         found[-1] = gx.transpose(0, 3, 1, 2)
         return [chainer.as_variable(found[i] if i in found else numpy.zeros_like(inputs[i + 1])) for i in places]
