@@ -5,7 +5,7 @@ from ops.augmented import convolution
 from ops.blocks import ELEMENTS, blocks_of, in_parts, relu_in_place
 from ops.compat import F, L, chainer, type_check
 from ops.pooling import max_pooling
-from ops.tiled import PooledConvolution, loops, suits, tiles_of
+from ops.tiled import PooledConvolution, loops, plain, suits, tiles_of
 
 
 class _NormalizedTiles(PooledConvolution):
@@ -71,7 +71,7 @@ class _NormalizedTiles(PooledConvolution):
 
 def _rows(*arrays):
     """Arrays (..., o) as (n, o), and blocks of these rows."""
-    rows = [numpy.ascontiguousarray(array).reshape(-1, array.shape[-1]) for array in arrays]
+    rows = [plain(array).reshape(-1, array.shape[-1]) for array in arrays]
     return *rows, blocks_of(len(rows[0]), ELEMENTS // rows[0].shape[1])
 
 

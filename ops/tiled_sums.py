@@ -36,9 +36,10 @@ def tiled_sum(x, weights, group=1):
     Returns:
         chainer.Variable: (n, o, ceil(h / 2), ceil(w / 2)).
     """
-    *others, mixed = sorted(weights, key=lambda weight: isinstance(weight, Mixed))
-    if isinstance(mixed, Mixed) and all(weight.ndim == 4 for weight in others):
-        return TiledSum(1, is_mixed=True).apply((x, *others, mixed.values, mixed.weights))[0]
+    mixed = [weight for weight in weights if isinstance(weight, Mixed)]
+    others = [weight for weight in weights if not isinstance(weight, Mixed)]
+    if len(mixed) == 1 and all(weight.ndim == 4 for weight in others):
+        return TiledSum(1, is_mixed=True).apply((x, *others, mixed[0].values, mixed[0].weights))[0]
     return TiledSum(group).apply((x, *map(made, weights)))[0]
 
 

@@ -110,13 +110,21 @@ def test_kernels_that_are_means_of_a_few(side, n_channels, pool):
     assert_same(mixed(ops, pool), mixed(reference, pool), [*arrays[:3], -arrays[3]], TOLERANCES[np.float32])
 
 
-def test_kernels_that_are_means_beside_those_of_two_kinds():
+@pytest.mark.parametrize('weights', [lambda shared, mean, own: [own, mean, shared, shared],
+                                     lambda shared, mean, own: [shared, mean, mean, own]])
+def test_kernels_that_are_means_beside_others(weights):
     shapes = (6, 2, 4, 4), (3, 3, 3, 2), (6, 2), (2, 3, 3, 3, 2), (6, 3, 3, 3, 2)
     arrays = [draw(*shape, seed=i, dtype=np.float32) for i, shape in enumerate(shapes)]
-    functions = [lambda x, shared, shares, values, own, module=module, mixture=mixture: module.convolution(
-        x, [own, *mixture(shares, [values]), shared, shared], relu=True, pool=True)
-        for module, mixture in ((ops, ops.late_mixture), (reference, reference.mixture))]
-    assert_same(*functions, arrays, TOLERANCES[np.float32])
+
+    def late(x, shared, shares, values, own):
+        mean, = ops.late_mixture(shares, [values])
+        return ops.convolution(x, weights(shared, mean, own), relu=True, pool=True)
+
+    def early(x, shared, shares, values, own):
+        mean, = reference.mixture(shares, [values])
+        return reference.convolution(x, weights(shared, mean, own), relu=True, pool=True)
+
+    assert_same(late, early, arrays, TOLERANCES[np.float32])
 
 
 def test_means_of_kernels_that_do_not_fit_are_refused():
