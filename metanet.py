@@ -15,10 +15,10 @@ import functools
 
 import numpy as np
 
-from ops import NormalizedConvolution2D, convolution, late_mixture, linear, lstm, max_pooling, mlp
+from ops import NormalizedConvolution2D, channels_last, convolution, late_mixture, linear, lstm, max_pooling, mlp
 from ops.checks import check_episode, check_images, check_meta_information, check_vectors
 from ops.compat import F, L, chainer
-from ops.gradients import Gradients, part
+from ops.gradients import Gradients, part, slow_arrays
 from ops.lazy import looking_once, needed
 
 
@@ -89,7 +89,7 @@ class FastConvolution2D(FastLayer):
         self.pool = pool
 
     def slow(self):
-        return F.transpose(self.W, (0, 2, 3, 1))
+        return channels_last(self.W)
 
     def product(self, x, weights, relu, pool=False):
         return convolution(x, weights, self.group, relu, pool)
@@ -406,8 +406,8 @@ class MetaNet(chainer.Chain):
         """
         n_groups = -(-len(x) // group)
         layers = network.fast_layers(way)
-        slow = [layer.slow().array.copy() for layer in layers]
-        copies = [chainer.Variable(self.xp.broadcast_to(array, (n_groups,) + array.shape)) for array in slow]
+        copies = [chainer.Variable(self.xp.broadcast_to(array.copy(), (n_groups,) + array.shape))
+                  for array in slow_arrays(layers)]
         with chainer.force_backprop_mode(), augmented(layers, copies=copies, group=group):
             losses = self.support_losses(network, x, y, way)
             share = self.xp.full(len(x), 1 / group, losses.dtype)
@@ -429,7 +429,7 @@ class MetaNet(chainer.Chain):
         Raises:
             ValueError: the meta information does not fit the layers.
         """
-        check_meta_information(gradients, [layer.slow().shape for layer in layers])
+        check_meta_information(gradients, [array.shape for array in slow_arrays(layers)])
         fast = {}
         for kind in 'conv', 'fc':
             places = [i for i, layer in enumerate(layers) if layer.kind == kind]

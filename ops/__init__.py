@@ -12,12 +12,12 @@ weights that need not be made, `kernels` about a GPU.
 Nothing here can be differentiated twice: the paper's meta information is a constant (first order). Every module takes
 Chainer from `compat`.
 """
-from ops.augmented import convolution, linear
+from ops.augmented import channels_last, convolution, linear
 from ops.memory import late_mixture, mixture
 from ops.meta_learners import lstm, mlp
 from ops.normalization import NormalizedConvolution2D, normalized_convolution
 from ops.pooling import max_pooling
 from ops.preprocessing import preprocess
 
-__all__ = ['NormalizedConvolution2D', 'convolution', 'late_mixture', 'linear', 'lstm', 'max_pooling', 'mixture', 'mlp',
-           'normalized_convolution', 'preprocess']
+__all__ = ['NormalizedConvolution2D', 'channels_last', 'convolution', 'late_mixture', 'linear', 'lstm', 'max_pooling',
+           'mixture', 'mlp', 'normalized_convolution', 'preprocess']

@@ -257,6 +257,14 @@ def convolution(x, weights, group=1, relu=False, pool=False):
     return rectified(y) if relu else y
 
 
+def channels_last(weight):
+    """A weight (o, c, kh, kw) as `convolution` takes it, (o, kh, kw, c); without a node where nothing needs it."""
+    axes = 0, 2, 3, 1
+    if chainer.config.enable_backprop:
+        return F.transpose(weight, axes)
+    return chainer.as_variable(chainer.as_array(weight).transpose(axes))
+
+
 def linear(x, weights, group=1, relu=False):
     """Sum of linear maps of the same vectors, each with weights of its own, no bias.
 

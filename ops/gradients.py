@@ -62,6 +62,12 @@ class Gradients(collections.abc.Sequence):
         return MARGIN * max(limits) if all(map(math.isfinite, limits)) else math.inf
 
 
+def slow_arrays(layers):
+    """The slow weights of adaptable layers, arrays that are laid out as their fast weights are: constants."""
+    with chainer.no_backprop_mode():
+        return [layer.slow().array for layer in layers]
+
+
 def part(gradients, places):
     """Those at the places: `Gradients.part`, or the same of any other sequence."""
     return gradients.part(places) if isinstance(gradients, Gradients) else [gradients[i] for i in places]
@@ -87,7 +93,8 @@ def norms(loss, variables):
 def _factors(function):
     """For each of a function's inputs how many times as large as its output's gradient that input's may be."""
     inputs = function.inputs
-    if type(function) in (Convolution, Linear, PooledConvolution, TiledSum):  # not what is derived from them
+    known = type(function) in (Convolution, Linear, PooledConvolution, TiledSum)  # not what is derived from them
+    if known and not getattr(function, 'is_mixed', False):
         x, *weights = (node.data for node in inputs)
         root = math.sqrt(math.prod(weights[0].shape[-3:-1])) if x.ndim == 4 else 1  # of the number of taps
         # An example meets one group's weight; often all groups' are the same, without a copy.

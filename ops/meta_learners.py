@@ -4,7 +4,7 @@ import numpy
 import ops.bounds as bounds
 import ops.kernels as kernels
 from ops.blocks import blocks_of, in_parts, matmul, relu_in_place, scratch
-from ops.compat import F, chainer, cuda, type_check
+from ops.compat import chainer, cuda, type_check
 from ops.gradients import Gradients
 from ops.lazy import defer as deferred
 from ops.pieces import Pieces
@@ -19,10 +19,14 @@ PIECEWISE = 1 << 15
 
 class _PerCoordinate(chainer.FunctionNode):
     """The same small network for each coordinate of several `gradients` (t, p); the gradients themselves are constants.
+
+    Args:
+        shapes: of the fast weights that are made of each of them.
     """
 
-    def __init__(self, count):
-        self.count = count
+    def __init__(self, shapes):
+        self.shapes = shapes
+        self.count = len(shapes)
 
     def check_type_forward(self, in_types):
         dtype = in_types[0].dtype
@@ -79,7 +83,8 @@ class _Coordinatewise(_PerCoordinate):
             ys[...] = y[0]
             ys[self.live] = y
         self.edges = numpy.cumsum([1] + [array.shape[1] for array in gradients]).tolist()
-        return tuple(ys[start:stop] for start, stop in zip(self.edges, self.edges[1:]))
+        return tuple(ys[start:stop].reshape(shape)
+                     for start, stop, shape in zip(self.edges, self.edges[1:], self.shapes))
 
     def backward(self, indexes, grad_outputs):
         parameters = self.pack(*(variable.array for variable in self.get_retained_inputs()))
@@ -87,7 +92,7 @@ class _Coordinatewise(_PerCoordinate):
         gys = xp.zeros(self.edges[-1], self.coordinates.dtype)
         for g, start, stop in zip(grad_outputs, self.edges, self.edges[1:]):
             if g is not None:
-                gys[start:stop] = g.array
+                gys[start:stop] = g.array.ravel()
         gy = gys[self.live]
         if xp is numpy:
             gys[self.live] = 0
@@ -178,22 +183,23 @@ class _PiecewiseMLP(_PerCoordinate):
                     y[...] = its[:, 0] * channels[0] + its[:, 1] * channels[1] + its[:, 2]
 
         in_parts(work, self._blocks(), numpy)
-        return tuple(ys)
+        return tuple(y.reshape(shape) for y, shape in zip(ys, self.shapes))
 
     def backward(self, indexes, grad_outputs):
         compiled = loops(self.dtype)
         n = len(self.edges) + 1
+        gys = [None if g is None else g.array.ravel() for g in grad_outputs]
 
         def work(blocks):
             sums = numpy.zeros((n, 3))
             for i, start, stop in blocks:
-                gy = None if grad_outputs[i] is None else grad_outputs[i].array[start:stop]
+                gy = None if gys[i] is None else gys[i][start:stop]
                 # Fast weights of a layer whose activations are all dead get no gradient, and give none.
                 if gy is None or not gy.any():
                     continue
                 channels = self._channels(i, start, stop)
                 if compiled:
-                    compiled.add_up_pieces(*channels, self.padded, *self.cells, numpy.ascontiguousarray(gy), sums)
+                    compiled.add_up_pieces(*channels, self.padded, *self.cells, gy, sums)
                 else:
                     places = self._places(*channels)
                     for column, values in zip(sums.T, (gy * channels[0], gy * channels[1], gy)):
@@ -366,8 +372,7 @@ def mlp(gradients, W1, b1, W2, b2, W3, b3, defer=False):
 
     def make():
         kind = _PiecewiseMLP if isinstance(gradients[0], numpy.ndarray) else _MLP
-        outputs = kind(len(gradients)).apply([g.reshape(1, -1) for g in gradients] + list(parameters))
-        return [F.reshape(y, g.shape) for y, g in zip(outputs, gradients)]
+        return list(kind([g.shape for g in gradients]).apply([g.reshape(1, -1) for g in gradients] + list(parameters)))
 
     if defer and _is_negative(bounds.mlp, gradients, parameters):
         return deferred(make, len(gradients))
@@ -394,8 +399,8 @@ def lstm(gradients, W, b, V, W_out, b_out, defer=False):
     parameters = W, b, V, W_out, b_out
 
     def make():
-        outputs = _LSTM(len(gradients)).apply([g.reshape(len(g), -1) for g in gradients] + list(parameters))
-        return [F.reshape(y, g.shape[1:]) for y, g in zip(outputs, gradients)]
+        inputs = [g.reshape(len(g), -1) for g in gradients] + list(parameters)
+        return list(_LSTM([g.shape[1:] for g in gradients]).apply(inputs))
 
     if defer and _is_negative(bounds.lstm, gradients, parameters):
         return deferred(make, len(gradients))

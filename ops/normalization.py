@@ -1,7 +1,7 @@
 """A convolution of slow weights, batch normalisation, ReLU and pooling: on a CPU one function, on tiles."""
 import numpy
 
-from ops.augmented import convolution
+from ops.augmented import channels_last, convolution
 from ops.blocks import ELEMENTS, blocks_of, in_parts, relu_in_place
 from ops.compat import F, L, chainer, type_check
 from ops.pooling import max_pooling
@@ -168,4 +168,4 @@ class NormalizedConvolution2D(chainer.Chain):
             self.bn = L.BatchNormalization(out_channels)
 
     def forward(self, x):
-        return normalized_convolution(x, F.transpose(self.W, (0, 2, 3, 1)), self.bn)
+        return normalized_convolution(x, channels_last(self.W), self.bn)

@@ -7,7 +7,7 @@ from small_models import episode, small_model
 
 from beyond import ScaledCNN
 from metanet import CNN, MLP, FastLinear, MetaNet, augmented
-from ops import bounds, gradients, tiled
+from ops import bounds, convolution, gradients, late_mixture, tiled
 from ops.compat import F, chainer
 from ops.gradients import Gradients, part
 
@@ -107,6 +107,13 @@ def test_equal_examples_count_one_by_one():
     limit, at_x = gradients.norms(loss, [*copies, x])
     gradient, g_x = chainer.grad([loss], [*copies, x])
     assert np.linalg.norm(gradient.array) <= 1.001 * limit and np.linalg.norm(g_x.array) <= 1.001 * at_x
+
+
+def test_nothing_is_known_of_kernels_that_are_means():
+    pytest.importorskip('numba')
+    slow, shares, values = (chainer.Variable(draw(*shape)) for shape in ((4, 3, 3, 2), (6, 2), (2, 4, 3, 3, 2)))
+    y = convolution(draw(6, 2, 4, 4), [slow, *late_mixture(shares, [values])], relu=True, pool=True)
+    assert Gradients(F.sum(y), [slow, values]).limit() == math.inf
 
 
 def test_nothing_is_known_where_numbers_overflow():
