@@ -1,7 +1,7 @@
 """Trains a prototypical network with MetaNet's embedding on mini-ImageNet, to see that data and protocol are right.
 
     python tools/prototypical.py
-    python tools/prototypical.py --n_epoch 40 --out result/prototypical_long
+    python tools/prototypical.py --scale 0.01 --n_epoch 7 --n_episodes 1000 --n_halve 3
 
 The embedding is u of the "partial" model on slow weights alone, all five convolutions with batch normalisation. A class
 is the mean of its support examples' keys, a query belongs to the nearest (Snell, Swersky & Zemel, 2017). The result is
@@ -112,8 +112,9 @@ def train_model(settings):
 
     n_trained, _, *result = best.test_result
     test_sampler.set_state(best.start)
-    report_result(f'prototypical network trained {n_outputs_train}-way, on {source}', test_sampler, n_test_episodes,
-                  result, None, lambda row: write_results(out, int(n_trained), row))
+    scaled = '' if scale == 1 else f' (distances times {scale})'
+    report_result(f'prototypical network{scaled} trained {n_outputs_train}-way, on {source}', test_sampler,
+                  n_test_episodes, result, None, lambda row: write_results(out, int(n_trained), row))
 
 
 def main(words=()):
