@@ -287,7 +287,7 @@ class _Patches(Tiles):
     def g_kernels(self, matrices, g, n):
         """Gradients of the kernels (1, n, o, 9 c), one for each of n shares of a block's examples."""
         if n == 1:
-            return matrices[0].T.dot(g[0]).T[None, None]
+            return g[0].T.dot(matrices[0])[None, None]
         g, matrices = (array.reshape(4, n, -1, array.shape[2]) for array in (g, matrices))
         return numpy.matmul(g.swapaxes(2, 3), matrices).sum(axis=0, keepdims=True)
 

@@ -146,9 +146,12 @@ def quicker(options, constants, only=tuple(QUICK)):
     """Options as `options`, with a hundredth of the episodes; in a test only their number changes."""
     settings = settings_of(options)
     averaged = int(settings.get('n_episodes_per_update', constants.get('n_episodes_per_update', 1)))
+    n_epoch = int(settings.get('n_epoch', constants.get('n_epoch', 10)))
     for name in only:
         if name in constants:
             divisor, least = QUICK[name]
+            if name == 'n_episodes' and n_epoch < 10:  # one epoch stays, so it is shortened by more
+                divisor = 100 // n_epoch
             number = max(least, int(settings.get(name, constants[name])) // divisor)
             if name == 'n_episodes':
                 number = max(1, number // averaged) * averaged

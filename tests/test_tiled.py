@@ -65,7 +65,7 @@ def test_numba_and_numpy_agree(case, monkeypatch):
         for array, other in zip(arrays, results(*call)):
             assert array.dtype == other.dtype == dtype
             n_weights = sum(array.ndim > 3 for array in call[1]) - 1
-            bound = 32 * max(1, n_weights - 1) * np.finfo(dtype).eps  # a sum of several convolutions rounds more often
+            bound = 8 * max(1, n_weights - 1) * np.finfo(dtype).eps  # a sum of several convolutions rounds more often
             np.testing.assert_allclose(array, other, atol=bound * max(1, abs(other).max()), rtol=0)
 
 
