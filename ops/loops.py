@@ -12,7 +12,7 @@ import numpy
 import scipy.linalg.cython_blas  # noqa: F401  (numpy.dot calls it; loaded here, its threads can be limited)
 
 # With Python's numbers float32 would become float64.
-ZERO, HALF, ONE = numpy.float32(0), numpy.float32(.5), numpy.float32(1)
+ZERO, HALF, ONE, TWO = (numpy.float32(x) for x in (0, .5, 1, 2))
 # Gradients that `evaluate` guesses the pieces of before it checks.
 CHUNK = 512
 
@@ -601,48 +601,61 @@ def unnormalize(gy, y, x, mean, scale, g, sums):
 
 
 @_compiled
-def _guess(magnitude, sign, edges, first, low, rate):
-    """A gradient's position, and the piece that it is in, or one before if its cell has several edges; of nan, any."""
-    above = magnitude + ONE
-    position = sign + (above if sign >= 0 else -above)
+def _locate(gradient, logarithm, p, scale):
+    """A gradient's position, and what its magnitude is above that; all as in `preprocessing`, and scale e^p."""
+    small, far = gradient * scale, logarithm / p + TWO
+    near = abs(small) < ONE
+    return small if near else far if gradient >= 0 else -far, far - ONE if near and far > ONE else ZERO
+
+
+@_compiled
+def _guess(position, edges, first, low, rate):
+    """The piece that a position is in, or one before if its cell has several edges; of nan, any."""
     # Selected, not branched to: half of the guesses at a branch would be wrong, which takes ten times as long.
     cell = (position - low) * rate + ONE
     top = ONE * (len(first) - 1)
     cell = cell if cell < top else top
     k = first[numpy.uint32(cell if cell > 0 else ZERO)]
-    return position, k + numpy.uint32(1) if position >= edges[k] else k
+    return k + numpy.uint32(1) if position >= edges[k] else k
 
 
 @_compiled
-def _piece(magnitude, sign, edges, first, low, rate):
-    """The piece that a gradient is in."""
-    position, k = _guess(magnitude, sign, edges, first, low, rate)
+def _piece(position, edges, first, low, rate):
+    """The piece that a position is in."""
+    k = _guess(position, edges, first, low, rate)
     while position >= edges[k]:
         k += numpy.uint32(1)
     return k
 
 
 @_compiled
-def evaluate(magnitude, sign, edges, first, low, rate, coefficients, y):
-    """A piecewise linear function of gradients' channels; all as in `pieces`, but a nan after the last of the edges."""
+def evaluate(gradients, logarithms, p, scale, edges, first, low, rate, coefficients, y):
+    """A piecewise linear function of gradients; all as in `pieces`, but for a nan after the last of the edges."""
+    positions = numpy.empty(CHUNK, y.dtype)
     for start in range(0, len(y), CHUNK):
-        stop, wrong = min(start + CHUNK, len(y)), 0
-        for i in range(start, stop):  # without a branch these take half as long
-            position, k = _guess(magnitude[i], sign[i], edges, first, low, rate)
-            wrong += position >= edges[k]
-            y[i] = coefficients[k, 0] * magnitude[i] + coefficients[k, 1] * sign[i] + coefficients[k, 2]
-        if wrong:
-            for i in range(start, stop):
-                k = _piece(magnitude[i], sign[i], edges, first, low, rate)
-                y[i] = coefficients[k, 0] * magnitude[i] + coefficients[k, 1] * sign[i] + coefficients[k, 2]
+        n, rare = min(CHUNK, len(y) - start), 0
+        for i in range(n):  # on its own it makes vector instructions
+            positions[i], above = _locate(gradients[start + i], logarithms[start + i], p, scale)
+            rare += above > 0
+        for i in range(n):  # without a branch these take half as long
+            k = _guess(positions[i], edges, first, low, rate)
+            rare += positions[i] >= edges[k]
+            y[start + i] = coefficients[k, 0] * positions[i] + coefficients[k, 1]
+        if rare:
+            for i in range(n):
+                position, above = _locate(gradients[start + i], logarithms[start + i], p, scale)
+                k = _piece(position, edges, first, low, rate)
+                y[start + i] = coefficients[k, 0] * position + coefficients[k, 1] + coefficients[k, 2] * above
 
 
 @_compiled
-def add_up_pieces(magnitude, sign, edges, first, low, rate, g, sums):
-    """Adds to sums (k, 3) of each piece its gradients g, times the channels, and alone."""
+def add_up_pieces(gradients, logarithms, p, scale, edges, first, low, rate, g, sums):
+    """Adds to sums (k, 3) of each piece its output gradients g, times what the coefficients are of."""
     for i in range(len(g)):
         if g[i] != 0:
-            k = _piece(magnitude[i], sign[i], edges, first, low, rate)
-            sums[k, 0] += g[i] * magnitude[i]
-            sums[k, 1] += g[i] * sign[i]
-            sums[k, 2] += g[i]
+            position, above = _locate(gradients[i], logarithms[i], p, scale)
+            k = _piece(position, edges, first, low, rate)
+            sums[k, 0] += g[i] * position
+            sums[k, 1] += g[i]
+            if above > 0:
+                sums[k, 2] += g[i] * above

@@ -1,4 +1,6 @@
 """The meta learner's two networks, m and d, coordinate by coordinate (sections 3.1 and 3.2.2 of the paper)."""
+import math
+
 import numpy
 
 import ops.bounds as bounds
@@ -8,7 +10,7 @@ from ops.compat import chainer, cuda, type_check
 from ops.gradients import Gradients
 from ops.lazy import defer as deferred
 from ops.pieces import Pieces
-from ops.preprocessing import preprocess
+from ops.preprocessing import P, logarithm, positions, preprocess
 from ops.tiled import loops
 
 # Chunks of coordinates in a block.
@@ -166,21 +168,22 @@ class _PiecewiseMLP(_PerCoordinate):
         self.dtype = parameters[0].dtype
         self.pieces = Pieces(*parameters)
         self.edges = self.pieces.edges.astype(self.dtype)
-        self.padded = numpy.append(self.edges, self.dtype.type(numpy.nan))  # no position is beyond
+        padded = numpy.append(self.edges, self.dtype.type(numpy.nan))  # no position is beyond
         first, low, rate = self.pieces.cells()
-        self.cells = first, self.dtype.type(low), self.dtype.type(rate)
+        p, scale, low, rate = map(self.dtype.type, (P, math.exp(P), low, rate))
+        self.table = p, scale, padded, first, low, rate
         coefficients = self.pieces.coefficients.astype(self.dtype)
         compiled = loops(self.dtype)
         ys = [numpy.empty(array.shape[1], self.dtype) for array in self.gradients]
 
         def work(blocks):
             for i, start, stop in blocks:
-                channels, y = self._channels(i, start, stop), ys[i][start:stop]
+                its, y = self.gradients[i][0, start:stop], ys[i][start:stop]
                 if compiled:
-                    compiled.evaluate(*channels, self.padded, *self.cells, coefficients, y)
+                    compiled.evaluate(its, self._logarithms(its), *self.table, coefficients, y)
                 else:
-                    its = coefficients[self._places(*channels)]
-                    y[...] = its[:, 0] * channels[0] + its[:, 1] * channels[1] + its[:, 2]
+                    factors, places = self._factors(its)
+                    y[...] = sum(factor * column for factor, column in zip(factors, coefficients[places].T))
 
         in_parts(work, self._blocks(), numpy)
         return tuple(y.reshape(shape) for y, shape in zip(ys, self.shapes))
@@ -197,13 +200,13 @@ class _PiecewiseMLP(_PerCoordinate):
                 # Fast weights of a layer whose activations are all dead get no gradient, and give none.
                 if gy is None or not gy.any():
                     continue
-                channels = self._channels(i, start, stop)
+                its = self.gradients[i][0, start:stop]
                 if compiled:
-                    compiled.add_up_pieces(*channels, self.padded, *self.cells, gy, sums)
+                    compiled.add_up_pieces(its, self._logarithms(its), *self.table, gy, sums)
                 else:
-                    places = self._places(*channels)
-                    for column, values in zip(sums.T, (gy * channels[0], gy * channels[1], gy)):
-                        column += numpy.bincount(places, values, n)
+                    factors, places = self._factors(its)
+                    for column, factor in zip(sums.T, factors):
+                        column += numpy.bincount(places, gy * factor, n)
             return sums
 
         sums = sum(in_parts(work, self._blocks(), numpy, summed=True))
@@ -215,13 +218,14 @@ class _PiecewiseMLP(_PerCoordinate):
         return [(i, start, stop) for i, array in enumerate(self.gradients)
                 for start, stop in blocks_of(array.shape[1], PIECEWISE)]
 
-    def _channels(self, i, start, stop):
-        gradient = self.gradients[i][0, start:stop]
-        return preprocess(gradient, out=tuple(scratch('channels', (2, stop - start), gradient)))
+    @staticmethod
+    def _logarithms(gradients):
+        return logarithm(gradients, out=scratch('logarithms', gradients.shape, gradients))
 
-    def _places(self, magnitude, sign):
-        """The piece of each gradient."""
-        return numpy.searchsorted(self.edges, sign + numpy.copysign(magnitude + 1, sign), side='right')
+    def _factors(self, gradients):
+        """What the coefficients are of, and the piece of each gradient."""
+        along, above = positions(gradients)
+        return (along, 1, above), numpy.searchsorted(self.edges, along, side='right')
 
 
 class _LSTM(_Coordinatewise):

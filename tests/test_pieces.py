@@ -63,6 +63,23 @@ def test_units_that_never_open_or_open_together(change):
         np.testing.assert_allclose(found, expected, atol=1e-11 * abs(expected).max(), rtol=0)
 
 
+@pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-11), (np.float32, 5e-4)])
+@pytest.mark.usefixtures('loops')
+def test_gradients_whose_magnitude_the_epsilon_lifts(dtype, tolerance):
+    params = [np.zeros(shape, dtype) for shape in SHAPES]
+    params[0][0, 0], params[1][0] = 1000, 1000.01  # times 1 + magnitude, which is 0 here but for the epsilon
+    params[2][0, 0] = params[4][0, 0] = 1
+    array = np.exp(-7) - np.linspace(1e-9, 2 * np.finfo(np.float32).eps, 600)
+    array[::3] *= -1
+    found = outcome(meta_learners.mlp, [array.astype(dtype)], params)
+    expected = outcome(reference.mlp, [array.astype(dtype).astype(np.float64)],
+                       [param.astype(np.float64) for param in params])
+    assert .02 < expected[0].max() < .03
+    np.testing.assert_allclose(found[0], expected[0], atol=tolerance, rtol=0)
+    for gradient, its in zip(found[1:], expected[1:]):
+        np.testing.assert_allclose(gradient, its, atol=100 * tolerance * max(1, abs(its).max()), rtol=0)
+
+
 @pytest.mark.usefixtures('loops')
 def test_what_is_not_a_number_stays_so_and_harms_no_other():
     params = parameters(.1, dtype=np.float32)
