@@ -328,45 +328,87 @@ def _turn(kernel, o, half, matrices):
 
 
 @_compiled
-def _mix(own, o, shares, mean):
-    """An output's mean kernel (9 c,), of kernels (m, o, 9 c) with the shares (m,)."""
-    for c in range(len(mean)):
-        mean[c] = shares[0] * own[0, o, c]
-    for i in range(1, len(shares)):
-        for c in range(len(mean)):
-            mean[c] += shares[i] * own[i, o, c]
+def turn(kernels, half, matrices):
+    """Several kernels (m, 9, size), whatever the order of their channels, transformed: (m, 16, size); half is room.
+
+    As `_turn`, but in longer runs.
+    """
+    for k in range(len(kernels)):
+        for j in range(3):
+            first, second, third = kernels[k, j], kernels[k, 3 + j], kernels[k, 6 + j]
+            for c in range(len(first)):
+                middle = (first[c] + third[c]) * HALF
+                half[0, j, c] = first[c]
+                half[1, j, c] = middle + second[c] * HALF
+                half[2, j, c] = middle - second[c] * HALF
+                half[3, j, c] = third[c]
+        for i in range(4):
+            first, second, third = half[i]
+            for c in range(len(first)):
+                middle = (first[c] + third[c]) * HALF
+                matrices[k, 4 * i, c] = first[c]
+                matrices[k, 4 * i + 1, c] = middle + second[c] * HALF
+                matrices[k, 4 * i + 2, c] = middle - second[c] * HALF
+                matrices[k, 4 * i + 3, c] = third[c]
 
 
 @_compiled
-def _lay(own, shares, group, mean, half, matrices):
-    """A group's kernel as matrices: (16, o, c), transformed, or (1, o, 9 c); mean, (9 c,), and half are room."""
-    for o in range(own.shape[1]):
-        if shares.size:
-            _mix(own, o, shares[group], mean)
-        else:
-            mean[:] = own[group, o]
+def _lay(kernels, matrices, half):
+    """A group's kernels (o, 9 c) as matrices: (16, o, c), transformed, or (1, o, 9 c); half is room."""
+    for o in range(len(kernels)):
         if len(matrices) == 16:
-            _turn(mean, o, half, matrices)
+            _turn(kernels[o], o, half, matrices)
         else:
-            matrices[0, o] = mean
+            matrices[0, o] = kernels[o]
 
 
 @_compiled
-def _multiply(x, own, shares, group, first, area, n, mean, half, kernel, back, y):
+def _multiply(x, own, group, first, area, n, half, kernel, back, y):
     """Rows of a block times the kernels of their own groups: x (places, rows, c) into y (places, rows, o), or back.
 
-    The block's examples are from `first` on, with `area` tiles each, `n` in all; the other three are room for `_lay`.
+    The block's examples are from `first` on, with `area` tiles each, `n` in all; half and kernel are room for `_lay`.
     """
     for t in range(0, n, area):
         example = first + t // area
         if t == 0 or example % group == 0:
-            _lay(own, shares, example // group, mean, half, kernel)
+            _lay(own[example // group], kernel, half)
         for place in range(len(kernel)):
             for a in range(t, x.shape[1], n):
                 if back:
                     numpy.dot(x[place, a:a + area], kernel[place], y[place, a:a + area])
                 else:
                     numpy.dot(x[place, a:a + area], kernel[place].T, y[place, a:a + area])
+
+
+@_compiled
+def _mix(kernels, place, shares, mean):
+    """The mean (size,) of a place's entries of kernels (m, places, size) with the shares (m,)."""
+    for c in range(len(mean)):
+        mean[c] = shares[0] * kernels[0, place, c]
+    i = 1
+    while i + 4 <= len(shares):  # four at a time, so that the mean goes to the cache and back less often
+        a, b, c, d = shares[i], shares[i + 1], shares[i + 2], shares[i + 3]
+        for j in range(len(mean)):
+            mean[j] += (a * kernels[i, place, j] + b * kernels[i + 1, place, j]
+                        + c * kernels[i + 2, place, j] + d * kernels[i + 3, place, j])
+        i += 4
+    for k in range(i, len(shares)):
+        for j in range(len(mean)):
+            mean[j] += shares[k] * kernels[k, place, j]
+
+
+@_compiled
+def _multiply_mixed(x, kernels, shares, first, area, n, mean, y):
+    """As `_multiply`, but of each example a mean of kernels (m, places, size); mean, (size,), is room.
+
+    A place at a time, so that its entries of all kernels stay in the cache.
+    """
+    kernel = mean.reshape(x.shape[2], y.shape[2])
+    for place in range(len(x)):
+        for t in range(0, n, area):
+            _mix(kernels, place, shares[first + t // area], mean)
+            for a in range(t, x.shape[1], n):
+                numpy.dot(x[place, a:a + area], kernel, y[place, a:a + area])
 
 
 @_compiled
@@ -427,8 +469,9 @@ def forward(maps, kernels, own, shares, group, shape, edges, relu, alive, second
     Args:
         maps: (n, h, w, c).
         kernels: (k, 16, c, o), transformed, or (k, 1, 9 c, o): of all examples.
-        own: (l, groups, o, 9 c), of each group of examples; or (1, m, o, 9 c), of which each group has means.
-        shares: (groups, m), of the kernels in a group's mean; or empty, where each has its own.
+        own: (l, groups, o, 9 c), of each group of examples; or (1, m, places, c o), transformed, of which each example
+            has a mean.
+        shares: (n, m), of the kernels in an example's mean; or empty, where each group has its own.
         group: examples to a group.
         shape: rows and columns of tiles of an example.
         edges: int64, where blocks of examples start, and where the last one stops.
@@ -445,7 +488,7 @@ def forward(maps, kernels, own, shares, group, shape, edges, relu, alive, second
     count, per_tile, area = shared + len(own), 1 if places == 16 else 4, rows * columns
     padded, half, room, products_room, tiles_room = _rooms(maps, places, size, o, shape, edges)
     more_room = numpy.empty_like(tiles_room) if count > 1 else tiles_room
-    mean, half_kernel = numpy.empty(9 * channels, maps.dtype), numpy.empty((4, 3, channels), maps.dtype)
+    mean, half_kernel = numpy.empty(o * size, maps.dtype), numpy.empty((4, 3, channels), maps.dtype)
     kernel = numpy.empty((places, o, size), maps.dtype)
     for i in range(len(edges) - 1):
         n, start = (edges[i + 1] - edges[i]) * area, edges[i] * area
@@ -460,9 +503,10 @@ def forward(maps, kernels, own, shares, group, shape, edges, relu, alive, second
             if k < shared:
                 for place in range(places):
                     numpy.dot(matrices[place], kernels[k, place], products[place])
+            elif shares.size:
+                _multiply_mixed(matrices, own[0], shares, edges[i], area, n, mean, products)
             else:
-                _multiply(matrices, own[k - shared], shares, group, edges[i], area, n, mean, half_kernel, kernel, False,
-                          products)
+                _multiply(matrices, own[k - shared], group, edges[i], area, n, half_kernel, kernel, False, products)
             outputs = products.reshape(-1)[:4 * n * o].reshape(4, n, o)
             if places == 16:
                 outputs = more_room[:4 * n * o].reshape(4, n, o)
@@ -484,7 +528,8 @@ def backward(maps, kernels, own, shares, group, shape, edges, g, y, alive, secon
     """The way back of `forward`.
 
     Args:
-        maps, own, shares, group, shape, edges, alive, second, kept: as there.
+        maps, own, shares, group, shape, edges, alive, second, kept: as there, but for the order of transformed kernels:
+            (1, m, places, o c).
         kernels: (k, places, o, size), transposed: products are faster.
         g: (tiles, o), of the result.
         y: (tiles, o), the result if a ReLU made it; or empty.
@@ -503,7 +548,7 @@ def backward(maps, kernels, own, shares, group, shape, edges, g, y, alive, secon
     g_matrices_room = numpy.empty_like(room) if count > 1 else room
     more_room = numpy.empty_like(room) if count > 1 else room
     half_tile = numpy.empty((8, o), maps.dtype)
-    mean, half_kernel = numpy.empty(9 * channels, maps.dtype), numpy.empty((4, 3, channels), maps.dtype)
+    mean, half_kernel = numpy.empty(o * size, maps.dtype), numpy.empty((4, 3, channels), maps.dtype)
     kernel = numpy.empty((places, o, size), maps.dtype)
     g_kernel, half_g_kernel = numpy.empty((o, size), maps.dtype), numpy.empty((3, 4, channels), maps.dtype)
     g_kernels, g_turned = numpy.empty((places, 1, o, size), maps.dtype), numpy.empty((size, o), maps.dtype)
@@ -560,9 +605,10 @@ def backward(maps, kernels, own, shares, group, shape, edges, g, y, alive, secon
             if k < shared:
                 for place in range(places):
                     numpy.dot(g_products[place], kernels[k, place], out[place])
+            elif shares.size:
+                _multiply_mixed(g_products, own[0], shares, edges[i], area, n, mean, out)
             else:
-                _multiply(g_products, own[k - shared], shares, group, edges[i], area, n, mean, half_kernel, kernel,
-                          True, out)
+                _multiply(g_products, own[k - shared], group, edges[i], area, n, half_kernel, kernel, True, out)
             if found:
                 for place in range(places):
                     _add(out[place], g_matrices[place])

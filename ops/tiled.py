@@ -277,6 +277,8 @@ class Tiles:
 class _Patches(Tiles):
     """One matrix (2 x 2 x tiles, 9 x c)."""
 
+    places = 1
+
     def numbers(self, o, c):
         """In a tile's inputs or products, whichever are more."""
         return 4 * max(9 * c, o)
@@ -324,6 +326,8 @@ class _Patches(Tiles):
 
 class _Winograd(Tiles):
     """16 matrices (tiles, c), the entries of the transformed inputs (4, 4, examples, rows, columns, c)."""
+
+    places = 16
 
     def numbers(self, o, c):
         return 16 * max(o, c)

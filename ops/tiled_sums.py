@@ -8,7 +8,7 @@ import math
 
 import numpy
 
-from ops.blocks import in_parts
+from ops.blocks import blocks_of, in_parts, scratch
 from ops.compat import chainer, type_check
 from ops.lazy import Mixed, made
 from ops.memory import mixture_gradients
@@ -63,14 +63,33 @@ class TiledSum(PooledConvolution):
             super().check_type_forward((x, weight))
             type_check.expect(weight.shape[-4] == weights[0].shape[-4])
 
-    def _arrays(self, x, weights, shares):
+    def _arrays(self, x, weights, shares, back=False):
         """Maps, the kernels that all examples share, those of groups, both in the order of the weights, and shares."""
-        own = [plain(weight).reshape(*weight.shape[:2], -1) for weight in weights if weight.ndim == 5]
+        own = [weight for weight in weights if weight.ndim == 5]
+        if shares is None:
+            own = [plain(weight).reshape(*weight.shape[:2], -1) for weight in own]
+        else:
+            own = [self._turned(weight, back) for weight in own]
         empty = nothing(x.dtype)
         return (plain(x.transpose(0, 2, 3, 1)),
                 numpy.array([self.tiles.kernels(weight) for weight in weights if weight.ndim == 4]),
                 own[0][None] if len(own) == 1 else numpy.stack(own) if own else empty(4),
                 plain(shares) if own and shares is not None else empty(2))
+
+    def _turned(self, values, back):
+        """Kernels (m, o, 3, 3, c) as the matrices of products, (c, o), or (o, c) on the way back: (m, places, c o)."""
+        if self.tiles.places == 1:
+            return plain(values if back else values.transpose(0, 2, 3, 4, 1)).reshape(len(values), 1, -1)
+        rows = values.transpose(0, 2, 3, 1, 4) if back else values.transpose(0, 2, 3, 4, 1)
+        matrices = numpy.empty((len(values), 16, values[0, :, 0, 0].size), values.dtype)
+
+        def work(blocks):
+            for start, stop in blocks:
+                its = plain(rows[start:stop]).reshape(stop - start, 9, -1)
+                loops(values.dtype).turn(its, scratch('half', (4, 3, its.shape[2]), its), matrices[start:stop])
+
+        in_parts(work, blocks_of(len(values), 1), numpy)
+        return matrices
 
     def _blocks(self, x, weights):
         step, numbers = 1, self.tiles.numbers(weights[0].shape[-4], weights[0].shape[-1])
@@ -114,7 +133,7 @@ class TiledSum(PooledConvolution):
         y = self.get_retained_outputs()[0].array.transpose(0, 2, 3, 1)
         empty = nothing(x.dtype)
         y = flat(y, 1)[0] if len(weights) == 1 else empty(2)  # the ReLU then came after the pooling
-        maps, kernels, own, shares = self._arrays(x, weights, shares)
+        maps, kernels, own, shares = self._arrays(x, weights, shares, back=True)
         kernels = plain(kernels.swapaxes(2, 3))
         g = plain(grad_outputs[0].array.transpose(0, 2, 3, 1))
         shared, grouped = ([i for i, weight in zip(self.used, weights) if weight.ndim == n_axes] for n_axes in (4, 5))
@@ -135,10 +154,10 @@ class TiledSum(PooledConvolution):
         total = sum(in_parts(work, self._blocks(x, weights), numpy, summed=True))
         found = dict(zip(grouped, gradients))
         if len(shares):
-            values, = own
+            values = others[grouped[0]]
             g_shares, g_values = mixture_gradients(shares, [values.reshape(len(values), -1)],
                                                    [gradients[0].reshape(len(x), -1)])
-            found = {grouped[0]: g_values.reshape(others[grouped[0]].shape), len(others): g_shares}
+            found = {grouped[0]: g_values.reshape(values.shape), len(others): g_shares}
         for i, its in zip(shared, total):
             found[i] = numpy.empty(others[i].shape, x.dtype)
             self.tiles.g_weights(its.swapaxes(1, 2)[:, None], found[i][None])
