@@ -3,7 +3,6 @@ import contextlib
 import os
 
 import numpy as np
-from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from experiment.console import warn
@@ -69,6 +68,7 @@ def pixel_accuracy(sampler, n_episodes):
     Returns:
         float array (n_episodes,).
     """
+    from sklearn.neighbors import NearestNeighbors  # takes a second, which --help and workers do without
     accuracies, device = [], sampler.xp
     sampler.xp = np  # scikit-learn's place
     try:
