@@ -16,7 +16,7 @@ import functools
 import numpy as np
 
 from ops import NormalizedConvolution2D, channels_last, convolution, late_mixture, linear, lstm, max_pooling, mlp
-from ops.checks import check_episode, check_images, check_meta_information, check_vectors
+from ops.checks import check_episode, check_images, check_labels, check_meta_information, check_vectors
 from ops.compat import F, L, chainer
 from ops.gradients import Gradients, part, slow_arrays
 from ops.lazy import looking_once, needed
@@ -404,8 +404,7 @@ class MetaNet(chainer.Chain):
             A sequence of arrays (n_groups, ...), in the order of `network.fast_layers(way)`, each of its layer's
             `slow()` shape: constants, nothing is differentiated through them. They are computed when first looked at.
         """
-        n_groups = -(-len(x) // group)
-        layers = network.fast_layers(way)
+        n_groups, layers = -(-len(x) // group), network.fast_layers(way)
         copies = [chainer.Variable(self.xp.broadcast_to(array.copy(), (n_groups,) + array.shape))
                   for array in slow_arrays(layers)]
         with chainer.force_backprop_mode(), augmented(layers, copies=copies, group=group):
@@ -442,14 +441,15 @@ class MetaNet(chainer.Chain):
         """Sum of the query set's cross-entropies; reports `loss`, their mean, `accuracy`, and `largest_logit`.
 
         Args:
-            episode: `data.Episode`, on this model's device.
+            episode: `data.Episode`, on this model's device; one that is none raises a ValueError.
 
         Returns:
             chainer.Variable: float32 ().
         """
         scores = self(episode.support_x, episode.support_y, episode.query_x)
-        loss = F.sum(F.softmax_cross_entropy(scores, episode.query_y, reduce='no'))
-        chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, episode.query_y),
+        labels = check_labels(episode.query_y, *scores.shape)
+        loss = F.sum(F.softmax_cross_entropy(scores, labels, reduce='no'))
+        chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, labels),
                         'largest_logit': abs(scores.array).max()}, self)
         return loss
 

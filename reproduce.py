@@ -1,4 +1,4 @@
-"""Reproduces any table of the paper by one command, on this machine or on a Dask cluster.
+"""Reproduces tables 1, 3 and 4 of the paper by one command, on this machine or on a Dask cluster.
 
     python reproduce.py                      lists tables and runs
     python reproduce.py table1 --quick       a hundredth of the episodes, to see that all works

@@ -49,6 +49,24 @@ def check_episode(support_x, support_y, query_x, dtype):
     return len(counts)
 
 
+def check_labels(query_y, n, way):
+    """Refuses what are not the labels of n query examples, integers (n,) from 0 to way - 1; on a GPU by shape alone.
+
+    Returns:
+        The labels.
+
+    Raises:
+        ValueError: names shape, dtype or range, and what they should be.
+    """
+    if not _is_array(query_y) or query_y.dtype.kind != 'i' or query_y.shape != (n,):
+        raise ValueError(f'query_y is {_words(query_y)}: give an int32 array of ({n},), a label for each query example')
+    # To look at a GPU's labels would be to wait for them.
+    if isinstance(query_y, numpy.ndarray) and not 0 <= query_y.min() <= query_y.max() < way:
+        raise ValueError(f'query_y reaches from {query_y.min()} to {query_y.max()} where the support set has {way} '
+                         f'classes: give labels from 0 to {way - 1}')
+    return query_y
+
+
 def check_meta_information(gradients, shapes):
     """Refuses meta information that is not one array (n_groups, ...) for each layer's shape.
 
@@ -76,10 +94,10 @@ def check_images(x, shape):
 
 
 def check_vectors(x, size):
-    """Refuses a batch that is not float32 (n, size).
+    """Refuses a batch that is not (n, size).
 
     Raises:
-        ValueError: names shape and dtype, and what they should be.
+        ValueError: names shape and dtype, and what the shape should be.
     """
     if x.ndim != 2 or x.shape[1] != size:
         raise ValueError(f'a fully connected layer of {size} inputs got {_words(x)}: give it (n, {size}); of a '

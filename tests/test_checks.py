@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from data import Episode
 from metanet import CNN, MLP, FastLinear, MetaNet, Network
 from ops.compat import F, L, chainer
 
@@ -44,6 +45,18 @@ NAN[1, 0, 2, 2] = np.nan
 def test_what_is_no_episode_is_refused_in_words(support_x, support_y, query_x, message):
     with pytest.raises(ValueError, match=message):
         model()(support_x, support_y, query_x)
+
+
+@pytest.mark.parametrize('query_y, message', [
+    (Y.astype(np.float32), r'query_y is float32 of \(3,\): give an int32 array of \(3,\), a label for each query'),
+    (Y.tolist(), 'query_y is a list'),
+    (Y[:2], r'query_y is int32 of \(2,\): give an int32 array of \(3,\)'),
+    (Y - 1, 'query_y reaches from -1 to 1 where the support set has 3 classes: give labels from 0 to 2'),
+    (Y + 1, 'query_y reaches from 1 to 3'),
+])
+def test_labels_that_are_not_of_the_queries_are_refused_in_words(query_y, message):
+    with pytest.raises(ValueError, match=message):
+        model().loss(Episode(X, Y, X, query_y))
 
 
 def test_the_order_of_the_support_set_and_int64_labels_are_fine():

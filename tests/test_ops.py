@@ -344,15 +344,6 @@ def test_mixed_weights_may_be_asked_for():
     assert needed.shape == (4, 5, 3) and lazy.needed(mixed, draw(4, 3), None, late=True) == [mixed]
 
 
-def test_preprocess_by_hand():
-    # log|g| / 7 from e^-7 on, -1 below; g e^7 up to e^-7, the sign above.
-    gradient = np.array([np.exp(-3.5), -np.exp(-7), np.exp(-8), 0, -1, np.exp(7)])
-    magnitude, sign = ops.preprocess(gradient)
-    np.testing.assert_allclose(magnitude, [-.5, -1, -1, -1, 0, 1], atol=2e-5)
-    np.testing.assert_allclose(sign, [1, -1, np.exp(-1), 0, -1, 1], atol=1e-12)
-    assert all(channel.dtype == np.float32 for channel in ops.preprocess(gradient.astype(np.float32)))
-
-
 # One coordinate; several arrays; more coordinates than a chunk, and than a block, with a short rest.
 @pytest.mark.parametrize('name, shapes', [
     ('mlp', [(1,)]), ('mlp', [(5, 3), (2, 3, 4)]), ('mlp', [(5, 1000), (30011,)]),

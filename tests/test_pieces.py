@@ -1,9 +1,9 @@
-"""m by its pieces, with Numba and without, against the network itself."""
+"""What m sees of a gradient; and m by its pieces, with Numba and without, against the network itself."""
 import numpy as np
 import pytest
 import reference
 
-from ops import meta_learners
+from ops import meta_learners, preprocess
 from ops.compat import chainer
 from ops.pieces import Pieces, _cut
 
@@ -36,6 +36,15 @@ def outcome(function, arrays, params):
     random = np.random.RandomState(2)
     sum(chainer.functions.sum(y * random.randn(*y.shape).astype(y.dtype)) for y in ys).backward()
     return [y.array for y in ys] + [param.grad for param in params]
+
+
+def test_preprocess_by_hand():
+    # log|g| / 7 from e^-7 on, -1 below; g e^7 up to e^-7, the sign above.
+    gradient = np.array([np.exp(-3.5), -np.exp(-7), np.exp(-8), 0, -1, np.exp(7)])
+    magnitude, sign = preprocess(gradient)
+    np.testing.assert_allclose(magnitude, [-.5, -1, -1, -1, 0, 1], atol=2e-5)
+    np.testing.assert_allclose(sign, [1, -1, np.exp(-1), 0, -1, 1], atol=1e-12)
+    assert all(channel.dtype == np.float32 for channel in preprocess(gradient.astype(np.float32)))
 
 
 @pytest.mark.parametrize('dtype, tolerance', [(np.float64, 1e-11), (np.float32, 2e-5)])
