@@ -132,6 +132,10 @@ def classify(model_path, folder):
     queries = read_folder(os.path.join(folder, 'query'))
     model, settings = load(model_path, len(classes))
     print(printable(describe(model_path, settings), sys.stderr), file=sys.stderr)
+    kind = settings['channels'], settings['image_size']
+    if not is_for_photos(settings) and kind != (1, 28):
+        raise ValueError(f'{model_path} was trained on images of {kind[1]}x{kind[1]} with {kind[0]} channels, but what '
+                         'is read here is characters, grey and 28x28: give a model of such images')
     examples = [(path, label) for label, paths in enumerate(supports) for path in paths]
     # The task-level gradients are of groups of examples: as in training, each should see several classes.
     examples = [examples[i] for i in np.random.RandomState(0).permutation(len(examples))]

@@ -10,7 +10,7 @@ import typing
 import numpy as np
 
 from sources.archives import load_classes, save_classes
-from sources.checks import image_shape
+from sources.checks import digest_of, image_shape
 from sources.distortion import MOST, N_DRAWS, distorted
 from sources.files import printable, replacing
 from sources.images import read_character
@@ -19,9 +19,9 @@ from sources.mnist import mnist
 from sources.omniglot import SPLITS, omniglot
 from sources.synthetic import synthetic_digits, synthetic_strokes, synthetic_textures
 
-__all__ = ['SPLITS', 'Episode', 'EpisodeSampler', 'image_shape', 'load_classes', 'mini_imagenet', 'mnist', 'omniglot',
-           'printable', 'read_character', 'replacing', 'save_classes', 'synthetic_digits', 'synthetic_strokes',
-           'synthetic_textures', 'turned']
+__all__ = ['SPLITS', 'Episode', 'EpisodeSampler', 'digest_of', 'image_shape', 'load_classes', 'mini_imagenet', 'mnist',
+           'omniglot', 'printable', 'read_character', 'replacing', 'save_classes', 'synthetic_digits',
+           'synthetic_strokes', 'synthetic_textures', 'turned']
 
 
 def turned(classes):

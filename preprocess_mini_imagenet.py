@@ -55,7 +55,7 @@ source = 'data/ILSVRC2012_img_train.tar'  # this tar, or a folder as listed abov
 splits = None  # folder with train.csv, val.csv and test.csv; None: they lie in the source folder
 output = 'data/miniImagenet'  # folder for train.npz, dev.npz and test.npz
 size = 84  # height and width of the images made
-workers = os.cpu_count() or 1  # threads; Pillow decodes and resamples outside Python's lock
+workers = min(os.cpu_count() or 1, 256)  # threads; Pillow decodes and resamples outside Python's lock
 
 JPEG_START, JPEG_END = b'\xff\xd8', b'\xff\xd9'
 MAX_SIZE = 4096  # pixels

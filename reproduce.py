@@ -53,6 +53,9 @@ def check(args):
     joined = [word for word in args.further[::2] if '=' in word]
     if joined:
         raise ValueError(f'{joined[0]}: after -- put a space between an option and its value')
+    for i, word in enumerate(args.further[:-1:2]):
+        if word in ('--input_path', '--start_from') and args.further[2 * i + 1]:  # runs work in the project's folder
+            args.further[2 * i + 1] = os.path.abspath(args.further[2 * i + 1])
     if {'--out', '--evaluate'} & set(args.further[::2]):
         raise ValueError('out and evaluate are set for every run: leave them out; --out before -- is for all runs')
     if (args.scheduler or args.gpus or (args.jobs or 1) > 1) and not engines.has_dask():

@@ -25,7 +25,7 @@ from experiment.evaluation import Best, Tasks, interval, test
 from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.models import WEIGHTS, class_names, load_model, save_models, take_weights
-from experiment.results import is_papers, model_name, report_result, result_label, write_results
+from experiment.results import is_papers, model_name, report_result, result_label, tested_on, write_results
 from experiment.settings import COMMON, configured, flag, one_of, refuse_conflicts, refuse_images, whole
 from metanet import CNN, MLP, MetaNet
 from ops.compat import chainer, training
@@ -92,7 +92,7 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 3, 'start_from': '', 'distortion': 0.0, 'mirror': False, 'inverse_decay': 0,
+EARLIER = {'data_digest': '', 'channels': 3, 'start_from': '', 'distortion': 0.0, 'mirror': False, 'inverse_decay': 0,
            'amsgrad': False, 'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0, 'fast_scale': 0.0,
            'n_queries_test': lambda settings: settings.get('n_queries')}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
@@ -129,12 +129,13 @@ def train_model(settings):
         check_folder(out)
         device = use_device(gpu)
         train_classes, dev_classes, test_classes, source = data.mini_imagenet(input_path)
+        digest = data.digest_of(source, train_classes, dev_classes, test_classes)
         sampler = task_sampler(train_classes, 0, n_outputs_train, nb_samples_per_class, n_queries, device.xp,
                                distortion, mirror)
         tested = n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp
         dev_sampler, test_sampler = task_sampler(dev_classes, 1, *tested), task_sampler(test_classes, 2, *tested)
         channels, image_size = data.image_shape(train_classes)
-        settings = dict(settings, data=source, channels=channels, image_size=image_size)
+        settings = dict(settings, data=source, data_digest=digest, channels=channels, image_size=image_size)
 
         np.random.seed(seed)
         metanet = build(settings, (n_outputs_train, n_outputs_test))
@@ -191,6 +192,7 @@ def evaluate_model(settings, given):
         *parts, source = data.mini_imagenet(input_path)
         classes = dict(zip(PARTS, parts))[evaluate_on]
         refuse_images(trained, data.image_shape(classes), input_path)
+        source = tested_on(source, data.digest_of(source, *parts), trained)
         sampler = task_sampler(classes, 2, n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp)
     start = sampler.get_state()
     for weights in trained['all_weights']:

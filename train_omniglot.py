@@ -24,7 +24,7 @@ from experiment.evaluation import Tasks
 from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.models import class_names, load_model, save_models, take_weights
-from experiment.results import final_test, is_papers, model_name, result_label, write_results
+from experiment.results import final_test, is_papers, model_name, result_label, tested_on, write_results
 from experiment.settings import COMMON, as_tuple, configured, one_of, refuse_conflicts, refuse_images, whole, wholes
 from metanet import CNN, MetaNet
 from ops.compat import chainer, training
@@ -92,8 +92,9 @@ CHECKS = {
     'image_size': whole(1, 4096),
 }
 # What models and runs of earlier versions of this script did, whose files don't say so.
-EARLIER = {'channels': 1, 'image_size': 28, 'start_from': '', 'distortion': 0.0, 'inverse_decay': 0, 'amsgrad': False,
-           'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0, 'fast_scale': 0.0}
+EARLIER = {'data_digest': '', 'channels': 1, 'image_size': 28, 'start_from': '', 'distortion': 0.0,
+           'inverse_decay': 0, 'amsgrad': False, 'clipping': 'together', 'average_decay': 0, 'hidden_scale': 0.0,
+           'fast_scale': 0.0}
 # What a test depends on; all else that `evaluate` needs to know is in the npz.
 TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_per_class_test', 'n_queries_test',
                  'n_final_episodes', 'inserted_scale')
@@ -144,6 +145,7 @@ def train_model(settings):
         check_folder(out)
         device = use_device(gpu)
         train_classes, test_classes, source = data.omniglot(input_path, split)
+        digest = data.digest_of(source, train_classes, test_classes)
         if rotations == 'classes':
             train_classes = data.turned(train_classes)
         sampler = data.EpisodeSampler(train_classes, n_outputs_train, nb_samples_per_class, n_queries,
@@ -152,7 +154,7 @@ def train_model(settings):
         epoch_samplers = test_samplers(test_classes, ways, 1, device.xp)
         final_samplers = test_samplers(test_classes, ways, 2, device.xp)
         channels, image_size = data.image_shape(train_classes)
-        settings = dict(settings, data=source, channels=channels, image_size=image_size)
+        settings = dict(settings, data=source, data_digest=digest, channels=channels, image_size=image_size)
 
         np.random.seed(seed)
         model = build(settings, (n_outputs_train, *ways))
@@ -197,6 +199,7 @@ def evaluate_model(settings, given):
         *parts, source = data.omniglot(input_path, trained['split'])
         classes = dict(zip(PARTS, parts))[evaluate_on]
         refuse_images(trained, data.image_shape(classes), input_path)
+        source = tested_on(source, data.digest_of(source, *parts), trained)
         samplers = test_samplers(classes, ways, 2, device.xp)
         models = {weights: load(evaluate, ways, inserted_scale, weights)[0] for weights in trained['all_weights']}
         for model in models.values():

@@ -19,6 +19,7 @@ from sources.files import clear_strays, replacing
 CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate', 'evaluate_on', 'views'
 
 CLASS = 'class_of_'  # begins the names of settings that say of which class a model and its parts are
+DIGEST = 'data_digest'  # the setting that tells data of one's own from others of the same name
 
 ANOTHER_FOLDER = 'give this run another folder (out), or remove that one'
 # Names of the files that runs write.
@@ -57,15 +58,18 @@ def claim(out, settings, earlier):
             functions of the settings.
 
     Raises:
-        ValueError: the folder holds another run, or one whose settings are damaged or missing.
+        ValueError: the folder holds another run, one whose settings are damaged or missing, or results of one whose
+            snapshots are.
         OSError: it cannot be written to.
     """
     path = os.path.join(out, 'settings.json')
     changeable = CHANGEABLE if settings.get('n_decay') else CHANGEABLE + ('n_epoch',)
     own = json.loads(json.dumps({name: value for name, value in settings.items() if name not in changeable}))
     if os.path.lexists(path):
-        unrecorded = {name: value for name, value in own.items() if name.startswith(CLASS)}
-        other = {**unrecorded, **run_settings(out, earlier)}
+        unrecorded = {name: value for name, value in own.items() if name.startswith(CLASS) or name == DIGEST}
+        recorded = {name: value for name, value in run_settings(out, earlier).items()
+                    if name not in changeable and (name, value) != (DIGEST, '')}
+        other = {**unrecorded, **recorded}
         changed = [f'{name} ({shortened(other.get(name))} there, {shortened(own.get(name))} now)'
                    for name in sorted(own.keys() | other.keys()) if own.get(name) != other.get(name)]
         if changed:
@@ -76,6 +80,11 @@ def claim(out, settings, earlier):
         raise ValueError(f'the folder {out} holds snapshots, but no settings.json that says of which run: put that '
                          f'file back, or {ANOTHER_FOLDER}')
     names = os.listdir(out) if os.path.isdir(out) else []
+    left = [name for name in names if re.fullmatch(r'log|log\.csv|model\.npz|final_test(_[23])?\.csv', name)
+            and os.path.isfile(os.path.join(out, name))]
+    if left and not snapshots(out):
+        raise ValueError(f'the folder {out} holds {min(left)} of a run, but no snapshot to go on from: put that back, '
+                         'or give this run another folder (out), or it would replace what is there')
     for name in names:
         if OURS.fullmatch(name) and os.path.isdir(os.path.join(out, name)):
             raise IsADirectoryError(f'{os.path.join(out, name)} is a folder, but a file of that name is to be written: '
@@ -169,7 +178,7 @@ class Snapshot(training.Extension):
                 _keep(self.good, trainer.updater.epoch_size)
         self.kept = [other for other in self.kept if other != path][-1:] + [path]
         for other in snapshots(trainer.out):
-            if other not in (*self.kept, self.good):
+            if other not in (*self.kept, self.good) and _episodes(other) < iteration:
                 with contextlib.suppress(OSError):
                     os.remove(other)
 

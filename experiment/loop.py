@@ -8,6 +8,7 @@ from experiment.checkpoints import resume
 from experiment.console import Stop, fail, is_terminal, plain_errors, say
 from ops.blocks import one_blas_thread
 from ops.compat import chainer, extensions, training
+from sources.files import alone
 
 
 class EpisodeUpdater(training.Updater):
@@ -158,12 +159,12 @@ def train(trainer):
 
     Raises:
         SystemExit: the snapshots are damaged or of another network, the run has more epochs already, Ctrl-C was
-            pressed, parameters are no longer finite, or a file cannot be written.
+            pressed, parameters are no longer finite, a file cannot be written, or another process trains in the folder.
     """
     updater, out = trainer.updater, trainer.out
     if is_terminal(sys.stdout):
         trainer.extend(extensions.ProgressBar(update_interval=1), trigger=lambda trainer: True)
-    with plain_errors(OSError), trainer.stop_trigger as stop:
+    with plain_errors(OSError), alone(out), trainer.stop_trigger as stop:
         if resume(trainer):
             say(f'going on after {updater.iteration} episodes, from the snapshot in {out}')
         if updater.epoch_detail > stop.n_epoch:

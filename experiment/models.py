@@ -59,7 +59,10 @@ def settings_in(path):
     arrays = read_npz(path, REMEDY)
     if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':
         raise ValueError(f'{path} is not a model, for it has no settings: {REMEDY}')
-    return parse_settings(str(arrays['settings']))
+    try:
+        return parse_settings(str(arrays['settings']))
+    except ValueError as error:
+        raise ValueError(f'the settings in {path} are damaged ({error}): {REMEDY}') from error
 
 
 def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):

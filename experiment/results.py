@@ -76,6 +76,17 @@ def result_label(model, trained, source, detail='', classes='test'):
     return f'{model} trained {trained["n_outputs_train"]}-way, on {trained["data"]}{detail}{tested}'
 
 
+def tested_on(source, digest, trained):
+    """The name of the data of a test; it says so where they have the name of those of the training, but are others.
+
+    Args:
+        source, digest: the data's name and its `data.digest_of`.
+        trained: the settings of the training; runs of earlier versions have no digest.
+    """
+    same = source != trained['data'] or trained['data_digest'] in ('', digest)
+    return source if same else f'{source} with other images'
+
+
 def final_test(model, samplers, n_episodes, label, paper, keep=None):
     """Tests each way on many episodes, and prints its line.
 

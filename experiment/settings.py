@@ -90,11 +90,11 @@ def some_of(*options):
 
 def path_of(what, optional=False):
     """A path, of a folder for one; `optional` as of `Check`."""
-    return Check(f'the path of {what}', _is_path, str, optional)
+    return Check(f'the path of {what}, written out where it has a ~', _is_path, str, optional)
 
 
 def _is_path(value):
-    return isinstance(value, str) and value.strip() != '' and '\0' not in value
+    return isinstance(value, str) and value.strip() != '' and '\0' not in value and not value.startswith('~')
 
 
 def as_tuple(value):
@@ -104,6 +104,7 @@ def as_tuple(value):
 
 # Settings that mean the same in every script.
 COMMON = {
+    'data_digest': Check('text', lambda value: isinstance(value, str), str),
     'input_path': path_of('a folder'),
     'out': path_of('a folder'),
     'evaluate': path_of('the npz of a trained model', optional=True),
@@ -234,7 +235,7 @@ def configured(script, words, checks):
     with open(script['__file__'], encoding='utf-8') as file:
         comments = dict(re.findall(r'^(\w+) = .*?  # (.*)$', file.read(), re.MULTILINE))
     constants = {name: value for name, value in script.items() if name in checks}
-    parser = _Parser(prog=os.path.basename(script['__file__']), description=script['__doc__'].split('\n')[0],
+    parser = _Parser(prog=os.path.basename(script['__file__']), description=(script['__doc__'] or '').split('\n')[0],
                      usage='%(prog)s [--NAME VALUE ...]', allow_abbrev=False, argument_default=argparse.SUPPRESS)
     for name, value in constants.items():
         parser.add_argument('--' + name, metavar=shortened(value), help=comments.get(name, '').replace('%', '%%'))

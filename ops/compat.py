@@ -51,4 +51,7 @@ from chainer.backends import cuda  # noqa: E402
 from chainer.training import extensions  # noqa: E402
 from chainer.utils import type_check  # noqa: E402
 
+# The models are float32, whatever CHAINER_DTYPE says.
+chainer.global_config.dtype = numpy.float32
+
 __all__ = ['F', 'L', 'chainer', 'cuda', 'extensions', 'gradient_check', 'training', 'type_check']

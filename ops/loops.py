@@ -7,6 +7,8 @@ matrices are (places, tiles, c).
 
 Loops over channels stand apart, one for each result, because only then LLVM makes vector instructions of them.
 """
+import contextlib
+
 import numba
 import numpy
 import scipy.linalg.cython_blas  # noqa: F401  (numpy.dot calls it; loaded here, its threads can be limited)
@@ -20,9 +22,17 @@ CHUNK = 512
 def _compiled(function):
     settings = {'nogil': True, 'error_model': 'numpy'}
     try:
-        return numba.njit(function, cache=True, **settings)
+        compiled = numba.njit(function, cache=True, **settings)
     except RuntimeError:  # there is no folder to cache it in
         return numba.njit(function, **settings)
+    save = compiled._cache.save_overload
+
+    def save_if_possible(*args):
+        with contextlib.suppress(OSError):  # its disk may be full
+            save(*args)
+
+    compiled._cache.save_overload = save_if_possible
+    return compiled
 
 
 @_compiled

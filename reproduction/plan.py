@@ -119,6 +119,8 @@ def task_of(part, out, quick=False, further=()):
         episodes = int(settings['n_epoch']) * int(settings['n_episodes'])
     except ValueError as error:
         raise ValueError(f'n_epoch and n_episodes of {run.name} must be whole numbers ({error})') from error
+    if episodes < 1:
+        raise ValueError(f'n_epoch and n_episodes of {run.name} must be 1 or more')
     return {'name': run.name, 'root': ROOT, 'host': socket.gethostname(), 'folder': os.path.join(out, run.name),
             'script': run.script, 'options': options, 'tests': [test + in_tests for test in tests],
             'episodes': episodes, 'hours': float(run.hours) * episodes / run.episodes if run.hours else None}

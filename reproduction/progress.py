@@ -59,7 +59,8 @@ class Progress:
         self.running.pop(name, None)
         self.outcomes[name] = outcome
         self.report()
-        words = {'done': 'is done', 'stopped': 'has stopped; the same command goes on from there',
+        words = {'done': ', but '.join(filter(None, ('is done', outcome['message']))),
+                 'stopped': 'has stopped; the same command goes on from there',
                  'failed': f'has failed: {outcome["message"]}'}[outcome['state']]
         self.say(f'{name} {words}')
 

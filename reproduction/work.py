@@ -21,6 +21,7 @@ POLL = 1  # seconds between looks at a run
 BEATS = 120  # seconds without a word of the command after which its runs stop
 THREADS = 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'VECLIB_MAXIMUM_THREADS'
 RESULT = re.compile(r'^(.*), (\d+)-way (\d+)-shot: ([\d.]+) \+- ([\d.]+|nan) % on (\d+) test episodes;', re.MULTILINE)
+STAND_IN = '!!  THIS IS NOT '  # in what a script says where its data are missing
 BESTS = 'best.npz', 'best_average.npz'
 BACK = 'settings.json', 'log', 'log.csv', 'learning_curve.png', 'final_test.csv', 'model.npz', *BESTS, 'output.txt', \
     'done.json'
@@ -119,7 +120,11 @@ def work(task, say, stopping, root=None, folder=None, alone=False):
                 break
             done[key] = [dict(zip(('label', 'way', 'shot', 'accuracy', 'interval', 'episodes'), match.groups()))
                          for match in RESULT.finditer(output)]
-            _write_done(folder, done)
+            if STAND_IN in output:  # not done: the data may be there the next time
+                outcome['message'] = 'on invented data, which is no result: output.txt says where to put the data; ' \
+                                     f'then remove {folder}'
+            else:
+                _write_done(folder, done)
         outcome['rows'] += done[key]
     outcome['source'] = _progress(folder).get('source')
     return outcome
@@ -276,7 +281,8 @@ def _own_folder(task, files):
     place = hashlib.sha256(f'{task["host"]} {task["folder"]} {task["place"]}'.encode()).hexdigest()[:16]
     folder = os.path.join(os.path.expanduser('~'), '.cache', 'metanet', 'runs', place, task['name'])
     os.makedirs(folder, exist_ok=True)
-    if not os.path.exists(os.path.join(folder, 'done.json')):
+    # Without snapshots there is nothing to go on from, unless the training is done.
+    if not os.path.exists(os.path.join(folder, 'done.json')) and 'done.json' in files:
         write_folder(folder, files)
     return folder
 

@@ -99,6 +99,49 @@ def _open_locked(path, mode, options):
     return open(path, mode, **options)
 
 
+@contextlib.contextmanager
+def alone(folder, patience=5):
+    """Within it no other process gets past the same call for the folder, which is made if need be.
+
+    The lock ends with the process, come what may. Windows and disks without locks let everybody in.
+
+    Args:
+        folder: path.
+        patience: seconds to wait for another process, which may be about to end.
+
+    Raises:
+        BlockingIOError: another process stays at work there.
+        OSError: nothing can be written there.
+    """
+    if not fcntl:
+        yield
+        return
+    os.makedirs(folder, exist_ok=True)
+    path, end = os.path.join(folder, '.lock'), time.monotonic() + patience
+    with contextlib.ExitStack() as held:
+        while True:
+            file = held.enter_context(open(path, 'w'))  # noqa: SIM115
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    break
+            except FileNotFoundError:  # its last holder has removed it meanwhile
+                pass
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise BlockingIOError(f'another process is at work in the folder {folder}: wait for it, or give '
+                                          'this run another folder (out)') from error
+            except OSError:  # a file system without locks
+                break
+            held.close()
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                os.remove(path)
+
+
 def _sync(descriptor):
     """Waits until a file's content is on the disk."""
     try:

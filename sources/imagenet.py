@@ -210,7 +210,7 @@ def _locate_names(source, splits, listed, output):
 
 
 def _parts(name):
-    return name.replace('\\', '/').split('/')
+    return [part for part in name.replace('\\', '/').split('/') if part != '.']
 
 
 def _choose(found, name, label, labels, split, unique):

@@ -9,6 +9,7 @@ from sources.splits import mini_imagenet_synsets
 from sources.synthetic import synthetic_textures
 
 MINI_IMAGENET = 'data/miniImagenet'
+FEWEST = 500  # of the 600 images that each of its classes has: with fewer, results are not those of mini-ImageNet
 
 
 def mini_imagenet(input_path=MINI_IMAGENET):
@@ -23,8 +24,8 @@ def mini_imagenet(input_path=MINI_IMAGENET):
 
     Returns:
         (train, dev, test, name): three dicts {class name: uint8 (n_images, H, W, 3)}, memory-mapped if large, and the
-        data set's name for results: 'mini-ImageNet' if the classes are its own and the images 84x84, 'own data
-        (FOLDER)' for others, or 'synthetic textures'.
+        data set's name for results: 'mini-ImageNet' if the classes are its own, with 500 images or more of 84x84,
+        'own data (FOLDER)' for others, or 'synthetic textures'.
 
     Raises:
         FileNotFoundError: some of the three files are missing.
@@ -52,7 +53,9 @@ def mini_imagenet(input_path=MINI_IMAGENET):
             raise ValueError(f'the images in {path} have shape {shape}: all three files must hold square colour '
                              'images of one size; make them anew with preprocess_mini_imagenet.py')
         owners.update(dict.fromkeys(classes, path))
-    known = shape[0] == 84 and owners == {name: paths[part] for name, (part, _) in mini_imagenet_synsets().items()}
+    fewest = min(len(images) for classes in parts.values() for images in classes.values())
+    known = shape[0] == 84 and fewest >= FEWEST
+    known &= owners == {name: paths[part] for name, (part, _) in mini_imagenet_synsets().items()}
     check_parts(parts, blank=not known, identical=not known)
     folder = os.path.basename(os.path.abspath(input_path))
     return (*parts.values(), 'mini-ImageNet' if known else f'own data ({folder})')

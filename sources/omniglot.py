@@ -79,7 +79,7 @@ def omniglot(input_path='data/omniglot', split='previous', download=True):
     own, kept = [[os.path.join(place, part + '.npz') for part in ('train', 'test')]
                  for place in (input_path, os.path.join(input_path, split))]
     name_of_own = f'own data ({os.path.basename(os.path.abspath(input_path))})'
-    if any(map(os.path.exists, own)):
+    if any(map(os.path.lexists, own)):
         for path in own:
             if not os.path.isfile(path):
                 raise FileNotFoundError(f'{path} is missing: to train on data of your own, put both train.npz and '

@@ -1,5 +1,6 @@
 """What a run keeps in its folder: settings, snapshots and models."""
 import errno
+import functools
 import json
 import os
 import pickle
@@ -8,11 +9,12 @@ import stat
 
 import numpy as np
 import pytest
-from small_runs import content, rows, run, same
+from small_runs import content, ending, rows, run, same
 
-from experiment import checkpoints
+from experiment import checkpoints, loop
 from experiment.checkpoints import check_folder, loss_rise
 from ops.compat import chainer
+from sources.files import alone
 
 
 def test_last_and_averaged_weights_are_saved_side_by_side(straight):
@@ -288,6 +290,45 @@ def test_snapshots_without_settings_are_refused(tmp_path):
     os.remove(tmp_path / 'settings.json')
     with pytest.raises(ValueError, match='holds snapshots, but no settings.json .*: put that file back'):
         run(tmp_path, 2)
+
+
+@pytest.mark.parametrize('kept', [['log.csv'], ['model.npz', 'settings.json'], ['final_test_2.csv']])
+def test_results_whose_snapshots_are_gone_are_not_replaced(tmp_path, kept):
+    run(tmp_path, 1)
+    (tmp_path / 'final_test_2.csv').write_text('')
+    for name in set(os.listdir(tmp_path)) - set(kept):
+        os.remove(tmp_path / name)
+    before = content(tmp_path)
+    with pytest.raises(ValueError, match=f'holds {kept[0]} of a run, but no snapshot .* another folder'):
+        run(tmp_path, 2)
+    assert content(tmp_path) == before
+
+
+def test_a_best_model_from_before_the_first_snapshot_is_no_obstacle(tmp_path):
+    (tmp_path / 'best.npz').write_bytes(b'x')
+    run(tmp_path, 1)
+
+
+def test_an_n_epoch_among_the_settings_is_no_other_setting(tmp_path):
+    run(tmp_path, 1)
+    settings = json.loads((tmp_path / 'settings.json').read_text())
+    (tmp_path / 'settings.json').write_text(json.dumps({**settings, 'n_epoch': 1}))
+    run(tmp_path, 2)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='there are no locks')
+def test_no_other_process_trains_in_the_folder_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, 'alone', functools.partial(alone, patience=0))
+    with alone(tmp_path):
+        assert f'another process is at work in the folder {tmp_path}: wait' in ending(run, tmp_path, 1)
+    run(tmp_path, 1)
+    assert '.lock' not in os.listdir(tmp_path)
+
+
+def test_later_snapshots_than_the_present_stay(tmp_path):
+    run(tmp_path, 4, before=lambda trainer: trainer.extend(
+        lambda trainer: (tmp_path / 'snapshot_60').write_bytes(b'x'), trigger=(1, 'epoch'), name='another process'))
+    assert (tmp_path / 'snapshot_60').read_bytes() == b'x'
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='there are no pipes by name')

@@ -181,6 +181,14 @@ def test_a_model_of_photos_gets_the_middle_square_in_colour(photo_model, tmp_pat
     np.testing.assert_array_equal([p for *_, p in result], expected.max(axis=1))
 
 
+def test_a_model_of_other_images_than_are_read_is_refused(folder, tmp_path):
+    settings = {name: getattr(train_omniglot, name) for name in train_omniglot.CHECKS if hasattr(train_omniglot, name)}
+    settings.update(n_filters=4, image_size=12, channels=3, data='own data (tiles)', data_digest='')
+    save_models(str(tmp_path / 'tiles.npz'), {'last': train_omniglot.build(settings, [5])}, settings)
+    (folder / 'query' / 'a0.bmp').write_bytes(b'')  # it isn't read first
+    assert 'was trained on images of 12x12 with 3 channels, but' in error_of(folder, str(tmp_path / 'tiles.npz'))
+
+
 @pytest.mark.parametrize('data_set, words', [
     ('synthetic textures', 'not on mini-ImageNet: expect little of it'),
     ('own data (birds)', 'trained on own data (birds)')])
@@ -195,6 +203,8 @@ def test_a_model_that_is_none_is_refused(folder, photo_model, tmp_path):
     shutil.copy(photo_model, tmp_path / 'cut.npz')
     os.truncate(tmp_path / 'cut.npz', 500)
     assert 'cut.npz is not' in error_of(folder, str(tmp_path / 'cut.npz'))
+    np.savez(tmp_path / 'none.npz', settings=np.array('?'))
+    assert 'the settings in ' in error_of(folder, str(tmp_path / 'none.npz'))
     for path in (str(tmp_path), '/dev/null', str(tmp_path / 'nothing.npz')):
         assert f'{path} does not exist or is no file' in error_of(folder, path)
 

@@ -7,6 +7,7 @@ import pytest
 from data_sets import drawings, marked_classes, same, same_classes
 
 import data
+import sources.mini_imagenet
 from sources.distortion import distorted
 
 
@@ -299,7 +300,7 @@ def test_mini_imagenet_reads_its_three_files(tmp_path):
     assert train['b'].dtype == np.uint8 and (train['b'] == ord('b')).all()
 
 
-def test_mini_imagenet_is_known_by_its_classes_and_size(tmp_path):
+def test_mini_imagenet_is_known_by_its_classes_and_number_and_size_of_images(tmp_path, monkeypatch):
     with open(os.path.join(os.path.dirname(data.__file__), 'data', 'mini_imagenet_synsets.csv')) as file:
         synsets = [line.strip().split(',')[:2] for line in file][1:]
 
@@ -312,6 +313,8 @@ def test_mini_imagenet_is_known_by_its_classes_and_size(tmp_path):
         save_parts(tmp_path, **parts)
         return data.mini_imagenet(str(tmp_path))[3]
 
+    assert name(84) == f'own data ({tmp_path.name})'  # of 600 images a class there is one
+    monkeypatch.setattr(sources.mini_imagenet, 'FEWEST', 1)
     assert name(84) == 'mini-ImageNet'
     assert name(84, swap=True) == name(42) == f'own data ({tmp_path.name})'
 

@@ -13,6 +13,7 @@ import data
 from sources import files
 
 needs_locks = pytest.mark.skipif(files.fcntl is None, reason='only POSIX has these locks')
+ROOT = os.path.dirname(os.path.abspath(data.__file__))
 
 
 def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end(tmp_path, monkeypatch):
@@ -128,6 +129,24 @@ def test_the_file_of_a_living_writer_stays_and_that_of_a_killed_one_goes(tmp_pat
     assert os.listdir(tmp_path) == [f'a.{writer.pid}.part']
     files.clear_strays(tmp_path / 'a')
     assert os.listdir(tmp_path) == []
+
+
+@needs_locks
+def test_a_folder_is_one_process_at_a_time(tmp_path):
+    code = 'import sys; from sources.files import alone\nwith alone(sys.argv[1], 0): print("in")'
+    command = [sys.executable, '-c', code, str(tmp_path)]
+    (tmp_path / '.lock').write_bytes(b'')  # as a killed process leaves it
+    with files.alone(tmp_path):
+        other = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert other.returncode == 1 and 'another process is at work in the folder' in other.stderr
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout == 'in\n'
+    assert os.listdir(tmp_path) == []
+
+
+def test_without_locks_a_folder_is_everybodys(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, 'fcntl', None)
+    with files.alone(tmp_path), files.alone(tmp_path, 0):
+        pass
 
 
 def test_names_can_neither_steer_the_terminal_nor_fail_to_be_encoded():

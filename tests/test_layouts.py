@@ -89,7 +89,7 @@ def test_names_with_folders_and_names_of_several_classes_are_told_apart(run, tmp
     for split in CSV_FILES:
         for i, label in enumerate(('apple', 'pear')):
             save(tmp_path / 'in' / f'{label} {split}' / '0001.png', 50 * i + len(split))
-    rows = {split: [f'0001.png,apple {split}', f'pear {split}/0001.png,pear {split}'] for split in CSV_FILES}
+    rows = {split: [f'0001.png,apple {split}', f'./pear {split}/0001.png,pear {split}'] for split in CSV_FILES}
     write_own(tmp_path / 'own', rows)
     result = run(tmp_path / 'in', splits=tmp_path / 'own')
     for split, classes in result.items():

@@ -43,6 +43,11 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures('folder')
+def test_no_queries_are_refused():
+    assert 'n_query' in ending(nearest_key.main, ['here/model.npz', '--n_queries_test=0', '--input_path=characters'])
+
+
+@pytest.mark.usefixtures('folder')
 def test_a_line_for_each_way(capsys):
     nearest_key.main(['here/model.npz', '--n_outputs_test=5,7', '--n_episodes=3', '--n_queries_test=2',
                       '--input_path=characters'])

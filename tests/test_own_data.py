@@ -1,4 +1,5 @@
 """Data of the user's own in the place of Omniglot."""
+import os
 
 import numpy as np
 import pytest
@@ -26,6 +27,23 @@ def test_half_of_ones_own_data_is_refused(tmp_path, missing):
         data.omniglot(tmp_path)
 
 
+@pytest.mark.skipif(os.name != 'posix', reason='makes links')
+def test_links_that_lead_nowhere_are_data_that_are_missing(tmp_path):
+    for part in 'train', 'test':
+        (tmp_path / f'{part}.npz').symlink_to('gone')
+    with pytest.raises(FileNotFoundError, match='train.npz is missing: '):
+        data.omniglot(tmp_path, download=False)
+
+
+def test_data_of_one_name_are_told_apart_by_their_images():
+    parts = drawings('ab'), drawings('c', seed=1)
+    digest = data.digest_of('own data (signs)', *parts)
+    assert digest == data.digest_of('own data (signs)', *parts) != ''
+    for other in ((drawings('ab', seed=2), parts[1]), (parts[0], drawings('d', seed=1)), parts[::-1]):
+        assert data.digest_of('own data (signs)', *other) not in ('', digest)
+    assert data.digest_of('Omniglot', *parts) == ''
+
+
 ONES = np.ones((2, 5, 5), np.uint8)
 
 
@@ -40,6 +58,7 @@ ONES = np.ones((2, 5, 5), np.uint8)
     (drawings('ab'), drawings('c', colour=True, seed=1), 'test.npz are 28x28 with 3 channels.* 28x28 with 1'),
     ({'a': np.ones((2, 5, 6), np.uint8)}, {'b': np.full((2, 5, 6), 2, np.uint8)}, "'a' are 6 pixels wide and 5 high"),
     ({'a': ONES, 'b': 2 * ONES}, {'c': 3 * ONES, 'd': ONES}, "class 'd' .* class 'a'"),
+    (drawings('ab'), {'c': (drawings('c', seed=1)['c'] > 127).astype(np.uint8)}, 'test.npz: no pixel is above 1'),
 ])
 def test_ones_own_data_that_would_tell_nothing_are_refused(tmp_path, train, test, message):
     save_own(tmp_path, train, test)

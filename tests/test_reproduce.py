@@ -155,6 +155,7 @@ def test_further_options_go_to_the_training_and_those_for_tests_to_these_too():
 @pytest.mark.parametrize('words, message', [
     ('5A --jobs 0', 'must be 1 or more'), ('5A -- --n_filters', 'options and their values'),
     ('5A -- --out x', 'leave them out'), ('5A -- --n_epoch x', 'of 5A must be whole'),
+    ('5A -- --n_epoch 0', 'of 5A must be 1 or more'),
     ('5A -- --gpu=0 --seed=1', '--gpu=0: after -- put a space'),
     ('5A --jobs 2', 'need Dask'), ('5A --scheduler tcp://a:1', 'need Dask'),
 ])
@@ -162,6 +163,13 @@ def test_a_bad_command_line_is_refused(words, message, monkeypatch):
     monkeypatch.setattr(engines, 'has_dask', lambda: False)
     with pytest.raises(SystemExit, match=message):
         reproduce.main(words.split())
+
+
+def test_paths_are_those_of_the_folder_that_the_command_is_given_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    args = reproduce.arguments('5A --jobs 1 -- --seed 3 --input_path own --start_from a/model.npz'.split())
+    reproduce.check(args)
+    assert args.further[3::2] == [str(tmp_path / 'own'), str(tmp_path / 'a' / 'model.npz')]
 
 
 # Runs -----------------------------------------------------------------------------------------------------------------
@@ -191,6 +199,22 @@ def test_what_is_trained_on_is_tested_again(task):
     run(dict(one, options=['--n', '7']))
     with open(os.path.join(one['folder'], 'output.txt'), encoding='utf-8') as file:
         assert [line.split(':')[0][-13:] for line in file] == [' 5-way 1-shot', '10-way 1-shot']
+
+
+def test_a_run_on_invented_data_says_so_and_is_not_done(task, capsys):
+    banner = 'print("!!  THIS IS NOT OMNIGLOT: synthetic strokes")\n'
+    one = task('one')
+    with open(one['script'], 'r+', encoding='utf-8') as file:
+        text = file.read()
+        file.seek(0)
+        file.write(banner + text)
+    outcome = run(one)
+    assert outcome['state'] == 'done' and len(outcome['rows']) == 1
+    progress.Progress([one]).end(outcome)
+    assert f'one is done, but on invented data, which is no result: .* remove {one["folder"]}' and (
+        'is no result' in capsys.readouterr().out)
+    run(one)
+    assert len(starts(one)) == 2
 
 
 def test_a_stopped_run_goes_on_from_its_snapshot(task):

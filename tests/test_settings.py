@@ -108,6 +108,7 @@ SEVERAL = 'several = {}: must be a whole number from 2 to 1000000000, or several
     ('word', 'y', "word = 'y': must be one of 'x', '1'"), ('flag', '1', 'flag = 1: must be True or False'),
     ('folder', '', "folder = '': must be the path of a folder"), ('folder', ' ', "folder = ' ': must be"),
     ('folder', 'a\0b', r"folder = 'a\x00b': must be the path of a folder"),
+    ('folder', '~/own', "folder = '~/own': must be the path of a folder, written out where it has a ~"),
     ('evaluate', '', "evaluate = '': must be the path of the npz of a trained model"),
 ], ids=lambda text: text[:20])
 def test_bad_values_are_refused_in_a_sentence(script, name, word, message):

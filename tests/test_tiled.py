@@ -1,4 +1,5 @@
 """`ops.tiled`: against Chainer's own ops, and with Numba against without."""
+import errno
 import sys
 
 import numpy as np
@@ -67,6 +68,21 @@ def test_numba_and_numpy_agree(case, monkeypatch):
             n_weights = sum(array.ndim > 3 for array in call[1]) - 1
             bound = 8 * max(1, n_weights - 1) * np.finfo(dtype).eps  # a sum of several convolutions rounds more often
             np.testing.assert_allclose(array, other, atol=bound * max(1, abs(other).max()), rtol=0)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(monkeypatch):
+    numba = pytest.importorskip('numba')
+    from ops.loops import _compiled
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(numba.core.caching.FunctionCache, 'save_overload', full)
+    assert _compiled(_twice)(3) == 6
+
+
+def _twice(x):
+    return 2 * x
 
 
 def test_without_numba_or_with_one_that_cannot_be_used_numpy_does_the_work(monkeypatch):

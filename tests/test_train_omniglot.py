@@ -85,6 +85,21 @@ def test_data_of_ones_own_may_have_another_size_and_be_in_colour(script, monkeyp
         'with 1: give others (input_path)')
 
 
+def test_other_images_in_a_folder_of_the_same_name_are_other_data(script, monkeypatch, capsys):
+    def give(classes):
+        monkeypatch.setattr(data, 'omniglot', lambda *args: (dict(classes[:18]), dict(classes[18:]), 'own data (mine)'))
+
+    give(STROKES)
+    train(script)
+    give(STROKES[::-1])
+    assert 'holds a run with other settings: data_digest (' in refusal(script, *SMALL[script], '--n_epoch=2')
+    capsys.readouterr()
+    for classes, words in (STROKES, 'on own data (mine), 5-way'), (STROKES[::-1], 'own data (mine) with other images'):
+        give(classes)
+        call(script, '--evaluate=here/model.npz', '--n_queries_test=2', '--n_final_episodes=3')
+        assert words in capsys.readouterr().out
+
+
 def test_characters_are_turned_and_what_must_not_be_turned_is_not(script, monkeypatch):
     seen = []
 

@@ -13,13 +13,18 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from experiment import console  # noqa: E402
+
+if __name__ == '__main__':
+    console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
+
 import numpy as np  # noqa: E402
 
 import data  # noqa: E402
 import train_omniglot  # noqa: E402
 from beyond import Health  # noqa: E402
 from experiment.checkpoints import run_settings, snapshots  # noqa: E402
-from experiment.console import keep_memory, plain_errors  # noqa: E402
+from experiment.console import plain_errors  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater  # noqa: E402
 from experiment.settings import as_tuple, check  # noqa: E402
 from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
@@ -145,7 +150,6 @@ def main(words=None):
         return
     if len(args.paths) > 1 or args.n_episodes < STEP or args.n_episodes % STEP:
         parser.error(f'give one folder, and for --n_episodes a multiple of {STEP}')
-    keep_memory()
     with plain_errors():
         updater = started(args.paths[0], args)
     rows = []
@@ -157,4 +161,4 @@ def main(words=None):
 
 
 if __name__ == '__main__':
-    main()
+    console.run(main)

@@ -12,6 +12,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from experiment import console  # noqa: E402
+
+if __name__ == '__main__':
+    console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
+
 import numpy as np  # noqa: E402
 
 import classify  # noqa: E402
@@ -19,7 +24,7 @@ import data  # noqa: E402
 import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
 from beyond import watched  # noqa: E402
-from experiment.console import keep_memory, plain_errors, say  # noqa: E402
+from experiment.console import plain_errors, say  # noqa: E402
 from experiment.evaluation import interval  # noqa: E402
 from experiment.models import settings_in  # noqa: E402
 from experiment.settings import as_tuple, check, refuse_images  # noqa: E402
@@ -58,8 +63,9 @@ def compare(path, ways, n_queries, n_episodes, classes, input_path):
                       data.mini_imagenet(input_path))
     chosen = dict(zip(script.PARTS, parts))[classes]
     refuse_images(settings, data.image_shape(chosen), input_path)
+    n_queries = script.n_queries_test if n_queries is None else n_queries
     for way in ways:
-        sampler = data.EpisodeSampler(chosen, way, 1, n_queries or script.n_queries_test, seed=(0, 3, way))
+        sampler = data.EpisodeSampler(chosen, way, 1, n_queries, seed=(0, 3, way))
         results = 100 * np.array([accuracies(model, sampler.sample()) for _ in range(n_episodes)])
         words = ['model {:.2f} +- {:.2f} %'.format(*interval(results[:, 0]))]
         for name, values in ('nearest key', results[:, 1]), ('nearest key on slow weights', results[:, 2]):
@@ -80,7 +86,6 @@ def main(words=None):
     args = parser.parse_args(words)
     if args.n_episodes < 2:
         parser.error('--n_episodes: two or more make an interval')
-    keep_memory()
     with plain_errors():
         check({'n_outputs_test': args.n_outputs_test}, train_omniglot.CHECKS)
         compare(args.path, as_tuple(args.n_outputs_test), args.n_queries_test, args.n_episodes, args.classes,
@@ -88,4 +93,4 @@ def main(words=None):
 
 
 if __name__ == '__main__':
-    main()
+    console.run(main)

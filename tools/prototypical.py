@@ -12,10 +12,14 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from experiment import console  # noqa: E402
+
+if __name__ == '__main__':
+    console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
+
 import numpy as np  # noqa: E402
 
 import data  # noqa: E402
-from experiment import console  # noqa: E402
 from experiment.checkpoints import check_folder, claim  # noqa: E402
 from experiment.evaluation import Best, Tasks  # noqa: E402
 from experiment.log import record  # noqa: E402
@@ -93,7 +97,7 @@ def train_model(settings):
             for i, (classes, way, queries) in enumerate(zip(
                 parts, (n_outputs_train, n_outputs_test, n_outputs_test), (n_queries, n_queries_test, n_queries_test))))
         channels, image_size = data.image_shape(parts[0])
-        settings = dict(settings, data=source)
+        settings = dict(settings, data=source, data_digest=data.digest_of(source, *parts))
         np.random.seed(seed)
         model = PrototypicalNetwork(CNN(n_filters, None, channels, image_size, n_slow=5), scale)
         optimizer = chainer.optimizers.Adam(alpha).setup(model)
