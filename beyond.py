@@ -7,8 +7,9 @@ clipping).
 import functools
 import math
 
+import ops.kernels as kernels
 from metanet import CNN, MLP, FastLayer, Memory, MetaNet, Network, SoftmaxLayer
-from ops.compat import F, chainer, training
+from ops.compat import F, chainer, cuda, training
 from ops.lazy import made, needed
 
 CENTRED = 'conv', 'fc', 'keys'  # what `CentredMetaNet` centres
@@ -85,7 +86,7 @@ class ScaledSoftmaxLayer(SoftmaxLayer):
 
     def _scaled(self, weights):
         flat = F.reshape(weights, (-1, weights.shape[-2] * weights.shape[-1]))
-        return F.reshape(F.normalize(flat, eps=1e-12) * self.norm, weights.shape)
+        return F.reshape(_normalized(flat) * self.norm, weights.shape)
 
 
 class Scaled:
@@ -110,7 +111,14 @@ class Scaled:
 
     def forward(self, x):
         hidden = super().forward(x)
-        return F.normalize(hidden, eps=1e-12) * self.norm if self.norm else hidden
+        return _normalized(hidden) * self.norm if self.norm else hidden
+
+
+def _normalized(x):
+    """Rows (n, c) at a Euclidean norm of 1."""
+    if isinstance(x.array, cuda.ndarray):  # the way back of F.normalize waits for the GPU
+        return x / F.broadcast_to(F.sqrt(F.sum(x ** 2, axis=1, keepdims=True) + 1e-24), x.shape)
+    return F.normalize(x, eps=1e-12)
 
 
 def scales(settings):
@@ -266,7 +274,10 @@ class Average(training.Extension):
         rate = 1 - min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         self.n_updates += 1
         for average, value in zip(_arrays(self.model), _arrays(self.trained)):
-            average += rate * (value - average)
+            if isinstance(average, cuda.ndarray):
+                kernels.average(average, value, rate)
+            else:
+                average += rate * (value - average)
 
     def serialize(self, serializer):
         self.n_updates = int(serializer('n_updates', self.n_updates))

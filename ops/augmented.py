@@ -8,7 +8,7 @@ import numpy
 import ops.kernels as kernels
 import ops.tiled as tiled
 import ops.tiled_sums as tiled_sums
-from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul, relu_in_place, scratch
+from ops.blocks import ELEMENTS, added, blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import F, chainer, cuda, type_check
 from ops.lazy import Mixed, made, rectified
 from ops.memory import mixed_product
@@ -58,8 +58,10 @@ class _Products(chainer.FunctionNode):
 
     def _spread(self, g, weight, out):
         """The way back, g (examples, positions, o) times weight: by taps, into out (taps, examples, positions, c)."""
-        groups, o, _ = weight.shape
+        groups, o, k = weight.shape
         taps, c = len(out), out.shape[-1]
+        if isinstance(out, cuda.ndarray):  # with the taps next to the channels
+            return matmul(g.reshape(groups, -1, o), weight, out.reshape(groups, -1, k))
         weight = weight.reshape(groups, o, taps, c).swapaxes(1, 2)
         return matmul(g.reshape(groups, 1, -1, o), weight, out.reshape(taps, groups, -1, c).swapaxes(0, 1))
 
@@ -86,7 +88,7 @@ class _Products(chainer.FunctionNode):
                     product = scratch('product', out.shape, out) if i else out
                     self._product(patches, weight, product)
                     if xp is not numpy and self.relu:
-                        kernels.rectify(product, out, alive, not i)
+                        kernels.rectify(product, out, alive[start:stop], not i)
                         continue
                     if alive is not None:
                         xp.greater(product, 0, out=alive[start:stop])
@@ -111,7 +113,7 @@ class _Products(chainer.FunctionNode):
                    for i, weight in enumerate(weights, 1)]
 
         def work(blocks):
-            shared = [0] * len(weights)
+            shared = [None] * len(weights)
             for start, stop in blocks:
                 patches = self.patches(x[start:stop])
                 taps = patches.shape[-1] // x.shape[1]
@@ -132,7 +134,11 @@ class _Products(chainer.FunctionNode):
                         matmul(g.reshape(len(out), -1, g.shape[-1]).swapaxes(1, 2),
                                patches.reshape(len(out), -1, patches.shape[-1]), out)
                     elif i + 1 in indexes:
-                        shared[i] += g.reshape(-1, g.shape[-1]).T.dot(patches.reshape(-1, patches.shape[-1]))
+                        its = g.reshape(-1, g.shape[-1]).T.dot(patches.reshape(-1, patches.shape[-1]))
+                        if shared[i] is None:
+                            shared[i] = its
+                        else:
+                            shared[i] += its
                     if gx is not None:
                         shape = taps, len(g), g.shape[1], x.shape[1]
                         out = scratch('g_patches' if g_patches is None else 'more_g_patches', shape, g)
@@ -152,7 +158,8 @@ class _Products(chainer.FunctionNode):
                 gradients.append(None)
             else:
                 if gradient is None:
-                    gradient = sum((part[i] for part in parts), xp.zeros_like(weights[i]))
+                    terms = [part[i] for part in parts if part[i] is not None]
+                    gradient = added(terms) if terms else xp.zeros_like(weights[i])
                 gradients.append(gradient.reshape(inputs[i + 1].shape))
         return [None if gradients[i] is None else chainer.as_variable(gradients[i]) for i in indexes]
 

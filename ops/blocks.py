@@ -9,6 +9,7 @@ of a block for one matrix product.) On a GPU all is one block.
 import contextlib
 import functools
 import math
+import operator
 import os
 import sys
 import threading
@@ -110,8 +111,16 @@ class Scratch(threading.local):
 scratch = Scratch()
 
 
+def added(terms):
+    """The sum of arrays, without a 0 before the first: on a GPU that is a kernel less."""
+    return functools.reduce(operator.add, terms)
+
+
 def matmul(a, b, out):
     """a b into `out`, any view; returns `out`."""
+    if isinstance(out, cuda.ndarray) and out.ndim == 3 and len(out) == 1:  # CuPy copies transposed operands but of 2-D
+        cuda.cupy.matmul(*(array[0] if array.ndim == 3 else array for array in (a, b)), out=out[0])
+        return out
     return cuda.get_array_module(out).matmul(a, b, out=out)
 
 

@@ -1,7 +1,8 @@
 """The device that arrays live on: the CPU, or a GPU that is shown to work before anything is asked of it."""
 from ops.compat import chainer, cuda
 
-INSTALL = 'pip install "cupy-cuda12x[ctk]" for CUDA 12, "cupy-cuda13x[ctk]" for CUDA 13 (nvidia-smi shows which)'
+INSTALL = ('pip install "cupy-cuda12x[ctk]" for CUDA 12, "cupy-cuda13x[ctk]" for CUDA 13 (nvidia-smi shows which), '
+           'with Python 3.10 or later')
 
 
 def n_gpus():

@@ -21,7 +21,7 @@ def _patches(maps, h, w, c, kh, kw):
 
 
 def _fold(g, h, w, c, kh, kw):
-    g = g.reshape(kh * kw, -1, h, w, c)
+    g = numpy.moveaxis(g.reshape(-1, h, w, kh * kw, c), 3, 0)
     padded = numpy.zeros((g.shape[1], h + kh - 1, w + kw - 1, c), g.dtype)
     for tap in range(kh * kw):
         padded[:, tap // kw:tap // kw + h, tap % kw:tap % kw + w] += g[tap]
@@ -79,24 +79,23 @@ KERNELS = {
         bool inside = 0 <= up && up < h && 0 <= across && across < w;
         y = inside ? maps[((place / w / h * h + up) * w + across) * c + channel] : T(0);
         ''', _patches),
-    'fold': Kernel('raw T g, int32 h, int32 w, int32 c, int32 kh, int32 kw, int32 tap_size', 'T y', '''
+    'fold': Kernel('raw T g, int32 h, int32 w, int32 c, int32 kh, int32 kw', 'T y', '''
         int channel = i % c, place = i / c;
         y = 0;
         for (int row = 0; row < kh; row++)
             for (int column = 0; column < kw; column++) {
                 int up = place / w % h + kh / 2 - row, across = place % w + kw / 2 - column;
                 if (0 <= up && up < h && 0 <= across && across < w)
-                    y += g[(row * kw + column) * tap_size
-                           + ((place / w / h * h + up) * w + across) * c + channel];
+                    y += g[((((place / w / h * h + up) * w + across) * kh + row) * kw + column) * c + channel];
             }
-        ''', lambda g, h, w, c, kh, kw, tap_size: _fold(g, h, w, c, kh, kw)),
+        ''', _fold),
     'pool': Kernel('raw T maps, int32 h, int32 w, int32 c', 'T y, uint8 place', '''
         int channel = i % c, narrow = (w + 1) / 2, low = (h + 1) / 2;
         int across = i / c % narrow * 2, up = i / c / narrow % low * 2, example = i / c / narrow / low;
         for (int k = 0; k < 4; k++)
             if (up + k / 2 < h && across + k % 2 < w) {
                 T x = maps[((example * h + up + k / 2) * w + across + k % 2) * c + channel];
-                if (k == 0 || x > y) {  // of equals the first
+                if (k == 0 || x > y || x != x) {  // of equals the first; nan stays
                     y = x;
                     place = k;
                 }
@@ -107,6 +106,8 @@ KERNELS = {
         int window = ((example * ((h + 1) / 2) + up / 2) * ((w + 1) / 2) + across / 2) * c + channel;
         y = place[window] == up % 2 * 2 + across % 2 ? g[window] : T(0);
         ''', _unpool),
+    'average': Kernel('T before, T value, T rate', 'T average', 'average = before + rate * (value - before);',
+                      lambda before, value, rate: (before + rate * (value - before),)),
     # Comparisons that let nan through, as NumPy's clip does.
     'rectify': Kernel('T product, T before, int32 first', 'T y, bool alive', '''
         alive = product > 0;
@@ -168,17 +169,23 @@ def patches(maps, kernel):
 
 
 def fold(g, shape, kernel):
-    """The way back from g (taps, examples, h w, c): sums, (examples, h w, c); `shape` is (h, w)."""
+    """The way back: sums, (examples, h w, c), of g (taps, examples, h w, c), in memory (examples, h w, taps, c).
+
+    `shape` is (h, w).
+    """
     y = cuda.cupy.empty(g.shape[1:], g.dtype)
-    _run('fold', g, *shape, g.shape[-1], *kernel, y.size, y)
+    _run('fold', g, *shape, g.shape[-1], *kernel, y)
     return y
 
 
-def pool(maps, y):
-    """2x2 max pooling of maps into y; returns where in its window each maximum was, 0 to 3, in the shape of y."""
-    place = cuda.cupy.empty(y.shape, numpy.uint8)
+def pool(maps, y, place):
+    """2x2 max pooling of maps into y; into place where in its window each maximum was, 0 to 3."""
     _run('pool', cuda.cupy.ascontiguousarray(maps), *maps.shape[1:], y, place)
-    return place
+
+
+def average(before, value, rate):
+    """Brings arrays before nearer to value, in place, by a share `rate` of the way."""
+    _run('average', before, value, rate, before)
 
 
 def unpool(g, place, y):

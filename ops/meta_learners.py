@@ -5,7 +5,7 @@ import numpy
 
 import ops.bounds as bounds
 import ops.kernels as kernels
-from ops.blocks import blocks_of, in_parts, matmul, relu_in_place, scratch
+from ops.blocks import added, blocks_of, in_parts, matmul, relu_in_place, scratch
 from ops.compat import chainer, cuda, type_check
 from ops.gradients import Gradients
 from ops.lazy import defer as deferred
@@ -50,7 +50,9 @@ class _Coordinatewise(_PerCoordinate):
 
     def _cut(self):
         count = self.coordinates.shape[1]
-        size = count if isinstance(self.coordinates, cuda.ndarray) else CHUNKS * self.chunk
+        if isinstance(self.coordinates, cuda.ndarray):
+            return [(0, count)]
+        size = CHUNKS * self.chunk
         return blocks_of(count, size, min(size, self.chunk))
 
     def _chunks(self, array, start, stop):
@@ -112,7 +114,7 @@ class _Coordinatewise(_PerCoordinate):
             return sums
 
         parts = in_parts(work, self._cut(), xp, summed=True)
-        gradients = self.unpack(*(sum(terms) for terms in zip(*parts)))
+        gradients = self.unpack(*map(added, zip(*parts)))
         result = [None] * self.count + [chainer.as_variable(gradient) for gradient in gradients]
         return [result[i] for i in indexes]
 

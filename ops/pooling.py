@@ -20,8 +20,9 @@ class Windows:
     def __init__(self, shape, xp, keep):
         n, h, w, c = shape
         self.on_gpu = xp is not numpy
-        self.place = None  # on a GPU: where in its window each maximum was
         self.pooled = n, -(-h // 2), -(-w // 2), c
+        # On a GPU: where in its window each maximum was.
+        self.place = xp.empty(self.pooled, numpy.uint8) if self.on_gpu else None
         self.narrow = h, -(-w // 2), c
         # Whether the second of a pair is the larger, one array for pairs in a row and one for pairs of rows.
         self.second = (xp.empty((n, h, w // 2, c), bool), xp.empty((n, h // 2, -(-w // 2), c), bool)) if (
@@ -30,7 +31,7 @@ class Windows:
     def pool(self, x, start, stop, out):
         """Examples start to stop, x (stop - start, h, w, c), into out."""
         if self.on_gpu:
-            self.place = kernels.pool(x, out)
+            kernels.pool(x, out, self.place[start:stop])
             return
         narrow = scratch('narrow', (stop - start,) + self.narrow, x)
         self._pool(x, 2, narrow, self.second and self.second[0][start:stop])
@@ -39,7 +40,7 @@ class Windows:
     def unpool(self, gy, start, stop, out):
         """The way back: gradients go where the maxima were, of equals to the first, as in Chainer's own pooling."""
         if self.on_gpu:
-            kernels.unpool(gy, self.place, out)
+            kernels.unpool(gy, self.place[start:stop], out)
             return
         g_narrow = scratch('narrow', (stop - start,) + self.narrow, gy)
         self._unpool(gy, 1, g_narrow, self.second[1][start:stop])

@@ -41,9 +41,21 @@ def _host(x):
 
 
 def _call(function, args, settings, launches=1):
-    _count('launches', launches)
+    _count('launches', launches + (_copies(*map(_host, args), **settings) if function is numpy.matmul else 0))
     return _device(function(*map(_host, args), **{name: _host(x) if isinstance(x, ndarray) else x
                                                   for name, x in settings.items()}))
+
+
+def _copies(a, b, out=None):
+    """What a product takes beside itself: CuPy copies what cuBLAS can't read or write as it lies.
+
+    With three axes that is what isn't in C's order, and where one is broadcast, pointers are made for all three.
+    """
+    if a.ndim <= 2 and b.ndim <= 2:
+        copies = sum(not (x.flags.c_contiguous or x.flags.f_contiguous) for x in (a, b))
+    else:
+        copies = sum(not x.flags.c_contiguous for x in (a, b)) + 3 * (a.shape[:-2] != b.shape[:-2])
+    return copies + (out is not None and not _host(out).flags.c_contiguous)
 
 
 def _device(result):

@@ -15,9 +15,10 @@ TESTS = os.path.dirname(os.path.abspath(__file__))
 MAPS = 3, 5, 7, 2  # odd sides: windows and kernels overhang
 CASES = {
     'patches': [(MAPS,), (5, 7, 2, 3, 5), [(3, 5, 7, 15, 2)]],
-    'fold': [((9,) + MAPS,), (5, 7, 2, 3, 3, 3 * 5 * 7 * 2), [MAPS]],
+    'fold': [((3, 5, 7, 9, 2),), (5, 7, 2, 3, 3), [MAPS]],
     'pool': [(MAPS,), (5, 7, 2), [(3, 3, 4, 2), (3, 3, 4, 2)]],
     'unpool': [((3, 3, 4, 2), (3, 3, 4, 2)), (5, 7, 2), [MAPS]],
+    'average': [(MAPS,) * 3, (), [MAPS]],
     'rectify': [(MAPS, MAPS), (1,), [MAPS] * 2],
     'preprocess': [(MAPS,), (7,), [MAPS] * 2],
     'lstm_step': [(MAPS,) * 5, (1,), [MAPS] * 7],

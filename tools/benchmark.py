@@ -271,7 +271,9 @@ def main():
     args.query = args.query or MODELS[args.model]['query']
     keep_memory()  # as the training scripts do
     device = use(args.gpu)
-    where = f'{THREADS} threads' if args.gpu < 0 else device.name
+    where = f'{THREADS} threads'
+    if args.gpu >= 0:
+        where = device.xp.cuda.runtime.getDeviceProperties(args.gpu)['name'].decode()
     print(f'{args.model} model, {args.way}-way {args.shot}-shot, {args.query} query images a class, {args.repeats} '
           f'episodes; a matrix product of the device: {product_rate(device):.0f} GFLOP/s; {where}')
     if args.gpu >= 0:
