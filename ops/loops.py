@@ -315,17 +315,23 @@ def _add_up(tiles, kept, start, sums):
 
 
 @_compiled
-def _turn(kernel, o, half, matrices):
-    """An output's kernel (9 c,), transformed by Winograd into its matrices (16, o, c); half, (4, 3, c), is room."""
-    channels = len(kernel) // 9
+def _turn_rows(kernel, half):
+    """The first half of a kernel's transformation by Winograd, that of its rows: (9, size) into half (4, 3, size)."""
     for j in range(3):
-        first, second, third = kernel[j * channels:], kernel[(3 + j) * channels:], kernel[(6 + j) * channels:]
-        for c in range(channels):
+        first, second, third = kernel[j], kernel[3 + j], kernel[6 + j]
+        for c in range(len(first)):
             middle = (first[c] + third[c]) * HALF
             half[0, j, c] = first[c]
             half[1, j, c] = middle + second[c] * HALF
             half[2, j, c] = middle - second[c] * HALF
             half[3, j, c] = third[c]
+
+
+@_compiled
+def _turn(kernel, o, half, matrices):
+    """An output's kernel (9 c,), transformed by Winograd into its matrices (16, o, c); half, (4, 3, c), is room."""
+    channels = len(kernel) // 9
+    _turn_rows(kernel.reshape(9, channels), half)
     for i in range(4):
         for c in range(channels):
             matrices[4 * i, o, c] = half[i, 0, c]
@@ -344,14 +350,7 @@ def turn(kernels, half, matrices):
     As `_turn`, but in longer runs.
     """
     for k in range(len(kernels)):
-        for j in range(3):
-            first, second, third = kernels[k, j], kernels[k, 3 + j], kernels[k, 6 + j]
-            for c in range(len(first)):
-                middle = (first[c] + third[c]) * HALF
-                half[0, j, c] = first[c]
-                half[1, j, c] = middle + second[c] * HALF
-                half[2, j, c] = middle - second[c] * HALF
-                half[3, j, c] = third[c]
+        _turn_rows(kernels[k], half)
         for i in range(4):
             first, second, third = half[i]
             for c in range(len(first)):
