@@ -100,7 +100,7 @@ def _open_locked(path, mode, options):
 
 
 @contextlib.contextmanager
-def alone(folder, patience=5):
+def alone(folder, patience=5, name='.lock'):
     """Within it no other process gets past the same call for the folder, which is made if need be.
 
     The lock ends with the process, come what may. Windows and disks without locks let everybody in.
@@ -108,6 +108,7 @@ def alone(folder, patience=5):
     Args:
         folder: path.
         patience: seconds to wait for another process, which may be about to end.
+        name: of the file in the folder that is locked.
 
     Raises:
         BlockingIOError: another process stays at work there.
@@ -117,7 +118,7 @@ def alone(folder, patience=5):
         yield
         return
     os.makedirs(folder, exist_ok=True)
-    path, end = os.path.join(folder, '.lock'), time.monotonic() + patience
+    path, end = os.path.join(folder, name), time.monotonic() + patience
     with contextlib.ExitStack() as held:
         while True:
             file = held.enter_context(open(path, 'w'))  # noqa: SIM115
