@@ -10,7 +10,7 @@ import math
 import ops.kernels as kernels
 from metanet import CNN, MLP, FastLayer, Memory, MetaNet, Network, SoftmaxLayer
 from ops.compat import F, chainer, cuda, training
-from ops.lazy import made, needed
+from ops.lazy import made
 
 CENTRED = 'conv', 'fc', 'keys'  # what `CentredMetaNet` centres
 VIEWS = 'shifted', 'mirrored'  # what `Views` looks at besides an image itself
@@ -105,13 +105,13 @@ class Scaled:
 
     def __init__(self, *args, scale=0, fast_scale=0, **settings):
         super().__init__(*args, **settings)
-        self.norm = scale * math.sqrt(self.n_out)
+        self._hidden_norm = scale * math.sqrt(self.n_out)
         if fast_scale:
             self.softmax_layer = functools.partial(ScaledSoftmaxLayer, scale=fast_scale)
 
     def forward(self, x):
         hidden = super().forward(x)
-        return _normalized(hidden) * self.norm if self.norm else hidden
+        return _normalized(hidden) * self._hidden_norm if self._hidden_norm else hidden
 
 
 def _normalized(x):
@@ -175,12 +175,12 @@ class Views(Network):
 
 
 def _shifted(images, xp):
-    """A list of five arrays: the images (n, channels, height, width), and shifted by a 14th of their width."""
+    """A list of five arrays: the images (n, channels, height, width), and shifted by a 14th of their sides."""
     height, width = images.shape[2:]
-    by = max(1, round(width / 14))
-    wide = xp.pad(images, ((0, 0), (0, 0), (by, by), (by, by)), 'edge')
-    return [wide[:, :, by + down:by + down + height, by + right:by + right + width]
-            for down, right in ((0, 0), (0, by), (0, -by), (by, 0), (-by, 0))]
+    y, x = (max(1, round(side / 14)) for side in (height, width))
+    wide = xp.pad(images, ((0, 0), (0, 0), (y, y), (x, x)), 'edge')
+    return [wide[:, :, y + down:y + down + height, x + right:x + right + width]
+            for down, right in ((0, 0), (0, x), (0, -x), (y, 0), (-y, 0))]
 
 
 def watched(memory, see):
@@ -235,7 +235,7 @@ class Health(chainer.LinkHook):
         if id(layer) in self.names and layer.fast is not None:
             x = args.args[0] if args.args else args.kwargs['x']
             shares = [float((layer.product(x, [one], relu=False).array > 0).mean())
-                      for one in needed(layer.fast, x, layer.activation)]
+                      for one in layer.fast_weights(x)]
             n_sets = len(layer.fast) if isinstance(layer.fast, tuple) else 1  # those that aren't needed are dead
             self.found[self.names[id(layer)]].append(sum(shares) / n_sets)
         if isinstance(layer, SoftmaxLayer) and layer.fast is not None:

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from small_models import episode, fast_weights, small_model
 
-from beyond import CentredMemory, CentredMetaNet, Health, ScaledCNN, ScaledMLP, Views
+import beyond
+from beyond import CentredMemory, CentredMetaNet, Health, Scaled, ScaledCNN, ScaledMLP, Views
 from metanet import CNN, MLP, FastLinear, Memory, MetaNet, Network, augmented
 from ops.compat import chainer
 from ops.lazy import Deferred, made
@@ -137,6 +138,13 @@ def test_the_key_of_several_views_is_the_mean_of_theirs():
     np.testing.assert_array_equal(Views(network, 'shifted')(x).array, network(x).array)  # what gradients are of
 
 
+def test_views_are_shifted_by_a_part_of_their_own_sides():
+    x = np.zeros((1, 1, 28, 140), np.float32)
+    x[:, :, 14, 70] = 1
+    places = [np.unravel_index(image[0, 0].argmax(), image.shape[2:]) for image in beyond._shifted(x, np)]
+    assert sorted(places) == [(12, 70), (14, 60), (14, 70), (14, 80), (16, 70)]
+
+
 def test_other_views_are_refused():
     with pytest.raises(ValueError, match="views = 'turned': name some of shifted, mirrored, as in"):
         Views(CNN(3), 'turned')
@@ -155,6 +163,23 @@ def test_a_scaled_base_learner_keeps_its_directions_and_has_one_size(plain, scal
     np.testing.assert_allclose(found, 3 * expected / np.sqrt((expected ** 2).mean(axis=1, keepdims=True)), rtol=1e-3)
     networks[1].fc1.W.array *= 1000  # as a step of training may do
     np.testing.assert_allclose(networks[1](x).array, found, rtol=1e-3)
+
+
+def test_a_scaled_base_learner_may_have_a_layer_of_any_name():
+    class Own(Network):
+        def __init__(self):
+            super().__init__(4)
+            with self.init_scope():
+                self.norm = chainer.links.BatchNormalization(4)
+
+        def forward(self, x):
+            return self.norm(x)
+
+    class ScaledOwn(Scaled, Own):
+        pass
+
+    hidden = ScaledOwn(scale=2)(np.random.RandomState(0).rand(3, 4).astype(np.float32)).array
+    np.testing.assert_allclose((hidden ** 2).mean(axis=1), 4, rtol=1e-4)
 
 
 def test_a_scaled_base_learner_with_nothing_alive_stays_finite():
