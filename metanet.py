@@ -15,8 +15,8 @@ import functools
 
 import numpy as np
 
+import ops.checks as checks
 from ops import NormalizedConvolution2D, channels_last, convolution, late_mixture, linear, lstm, max_pooling, mlp
-from ops.checks import check_episode, check_images, check_labels, check_meta_information, check_vectors
 from ops.compat import F, L, chainer
 from ops.gradients import Gradients, part, slow_arrays
 from ops.lazy import looking_once, needed
@@ -51,11 +51,14 @@ class FastLayer(chainer.Link):
 
     def forward(self, x):
         weights = [self.slow() if self.copies is None else self.copies]
-        if self.fast is not None:
-            kinds = [(kind.product, kind.augment) for kind in (FastLinear, FastConvolution2D)]
-            late = self.group == 1 and (type(self).product, type(self).augment) in kinds  # only they know mixtures
-            weights += needed(self.fast, x, self.activation, late)
-        return self.augment(x, weights)
+        return self.augment(x, weights + self.fast_weights(x, mixed=self.group == 1))
+
+    def fast_weights(self, x, mixed=False):
+        """The list of fast weights whose products with x may come to something; with `mixed`, means may wait."""
+        # An own product may turn signs, and knows no means that wait.
+        known = (type(self).product, type(self).augment) in [(kind.product, kind.augment)
+                                                             for kind in (FastLinear, FastConvolution2D)]
+        return needed(() if self.fast is None else self.fast, x, self.activation if known else None, mixed and known)
 
     def augment(self, x, weights):
         """The sum over `weights` of activation(weight x)."""
@@ -116,7 +119,7 @@ class FastLinear(FastLayer):
         super().__init__((out_size, in_size), activation)
 
     def product(self, x, weights, relu):
-        check_vectors(x, self.W.shape[1])
+        checks.check_vectors(x, self.W.shape[1])
         return linear(x, weights, self.group, relu)
 
 
@@ -139,10 +142,9 @@ def augmented(layers, fast=None, copies=None, group=1):
 
     Raises:
         ValueError: there are more or fewer weights than layers.
+        RuntimeError: a layer has such weights already, of another thread.
     """
-    for weights in fast, copies:
-        if weights is not None and len(weights) != len(layers):
-            raise ValueError(f'{len(weights)} weights for {len(layers)} adaptable layers: give one for each')
+    checks.check_weights(layers, fast, copies)
     try:
         for i, layer in enumerate(layers):
             layer.fast = None if fast is None else fast[i]
@@ -216,7 +218,7 @@ class CNN(Network):
             self.fc1 = FastLinear(self.n_out, self.n_out, activation)
 
     def forward(self, x):
-        check_images(x, self.image_shape)
+        checks.check_images(x, self.image_shape)
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4, self.conv5):
             x = conv(x)
         return self.fc1(F.reshape(x, (len(x), -1)))
@@ -277,7 +279,7 @@ class Memory:
 
     Args:
         keys: R, variable (n_support, d).
-        values: M, a list of (n_support, ...), one for each adaptable layer.
+        values: M, a list of (n_support, ...), one for each adaptable layer; `ops.lazy.made` makes those that wait.
     """
 
     def __init__(self, keys, values):
@@ -298,6 +300,8 @@ class Memory:
 class MetaNet(chainer.Chain):
     """A base learner and an embedding, joined by the meta learner and a memory.
 
+    It serves one thread at a time: give each its own `model.copy('share')`.
+
     Args:
         base: b, the `Network` that classifies the query examples.
         embed: u, the `Network` whose output is the memory's key.
@@ -316,13 +320,7 @@ class MetaNet(chainer.Chain):
 
     def __init__(self, base, embed, ways, n_steps=5, task_level=True, base_on_keys=False, n_units=20):
         super().__init__()
-        for network in base, embed:
-            if not isinstance(network, Network):
-                raise TypeError(f'base and embed must be of a class derived from Network, not {type(network).__name__}')
-        if isinstance(ways, int) or not ways or min(ways) < 2:
-            raise ValueError(f'ways = {ways}: give a list of numbers of classes, each at least 2, such as [5]')
-        if n_steps < 1:
-            raise ValueError(f'n_steps = {n_steps}: must be at least 1')
+        checks.check_parts(base, embed, Network, ways, n_steps)
         self.n_steps = n_steps
         self.task_level = task_level
         self.base_on_keys = base_on_keys
@@ -359,7 +357,7 @@ class MetaNet(chainer.Chain):
         Raises:
             ValueError: the arrays do not make an episode, or the model has no softmax layer for N classes.
         """
-        way = check_episode(support_x, support_y, query_x, self.m_fc.l1.W.dtype)
+        way = checks.check_episode(support_x, support_y, query_x, self.m_fc.l1.W.dtype)
         b, u = self.base, self.embed
         b_layers, u_layers = b.fast_layers(way), u.fast_layers(way)                     # 1, 2
 
@@ -387,7 +385,7 @@ class MetaNet(chainer.Chain):
     def support_losses(self, network, x, y, way):
         """The losses (n,) of n support examples, whose gradients are the meta information: here cross-entropies.
 
-        A loss may depend on its own group's examples alone.
+        A loss may depend on its own group's examples alone: no batch normalisation behind an adaptable layer.
         """
         return F.softmax_cross_entropy(self.scores(network, x, way), y, reduce='no')
 
@@ -408,7 +406,7 @@ class MetaNet(chainer.Chain):
         copies = [chainer.Variable(self.xp.broadcast_to(array.copy(), (n_groups,) + array.shape))
                   for array in slow_arrays(layers)]
         with chainer.force_backprop_mode(), augmented(layers, copies=copies, group=group):
-            losses = self.support_losses(network, x, y, way)
+            losses = checks.check_losses(self.support_losses(network, x, y, way), len(x))
             share = self.xp.full(len(x), 1 / group, losses.dtype)
             share[(n_groups - 1) * group:] = 1 / (len(x) - (n_groups - 1) * group)
             return Gradients(F.sum(losses * share), copies)
@@ -428,7 +426,7 @@ class MetaNet(chainer.Chain):
         Raises:
             ValueError: the meta information does not fit the layers.
         """
-        check_meta_information(gradients, [array.shape for array in slow_arrays(layers)])
+        checks.check_meta_information(gradients, [array.shape for array in slow_arrays(layers)])
         fast = {}
         for kind in 'conv', 'fc':
             places = [i for i, layer in enumerate(layers) if layer.kind == kind]
@@ -447,7 +445,7 @@ class MetaNet(chainer.Chain):
             chainer.Variable: float32 ().
         """
         scores = self(episode.support_x, episode.support_y, episode.query_x)
-        labels = check_labels(episode.query_y, *scores.shape)
+        labels = checks.check_labels(episode.query_y, *scores.shape)
         loss = F.sum(F.softmax_cross_entropy(scores, labels, reduce='no'))
         chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, labels),
                         'largest_logit': abs(scores.array).max()}, self)

@@ -24,8 +24,9 @@ def check_episode(support_x, support_y, query_x, dtype):
     for name, x in ('support_x', support_x), ('query_x', query_x):
         tokens = _is_array(x) and x.dtype.kind == 'i' and x.dtype.itemsize >= 4
         if not tokens and not (_is_array(x) and x.dtype == dtype):
-            raise ValueError(f'{name} is {_words(x)}: give a {dtype} array of (n, ...), images divided by 255, or an '
-                             'int32 array of tokens')
+            kind = 'a Variable, ' if isinstance(x, chainer.Variable) else ''
+            raise ValueError(f'{name} is {kind}{_words(x)}: give a {dtype} array of (n, ...), images divided by 255, '
+                             'or an int32 array of tokens')
         if x.ndim < 2 or len(x) == 0:
             raise ValueError(f'{name} is {_words(x)}: give (n, ...), at least one example, as in images[None] for one')
         if isinstance(x, numpy.ndarray) and not tokens and not numpy.isfinite(x).all():
@@ -65,6 +66,51 @@ def check_labels(query_y, n, way):
         raise ValueError(f'query_y reaches from {query_y.min()} to {query_y.max()} where the support set has {way} '
                          f'classes: give labels from 0 to {way - 1}')
     return query_y
+
+
+def check_parts(base, embed, network, ways, n_steps):
+    """Refuses what makes no `MetaNet`; `network` is the class that base and embed have to be of.
+
+    Raises:
+        TypeError, ValueError: names what is wrong, and what it should be.
+    """
+    for part in base, embed:
+        if not isinstance(part, network):
+            raise TypeError(f'base and embed must be of a class derived from Network, not {type(part).__name__}')
+    if isinstance(ways, int) or not ways or min(ways) < 2:
+        raise ValueError(f'ways = {ways}: give a list of numbers of classes, each at least 2, such as [5]')
+    if n_steps < 1:
+        raise ValueError(f'n_steps = {n_steps}: must be at least 1')
+
+
+def check_weights(layers, fast, copies):
+    """Refuses lists of weights that aren't one for each layer, and layers that are in another's hands.
+
+    Raises:
+        ValueError: names both numbers.
+        RuntimeError: a layer has fast weights or copies already.
+    """
+    for weights in fast, copies:
+        if weights is not None and len(weights) != len(layers):
+            raise ValueError(f'{len(weights)} weights for {len(layers)} adaptable layers: give one for each')
+    if any(layer.fast is not None or layer.copies is not None for layer in layers):
+        raise RuntimeError("a layer has the fast weights of another episode still: where several threads use a model, "
+                           "give each its own model.copy('share') first")
+
+
+def check_losses(losses, n):
+    """Refuses what are not the losses of n support examples, a variable (n,).
+
+    Returns:
+        The losses.
+
+    Raises:
+        ValueError: names the shape, and what it should be.
+    """
+    if losses.shape != (n,):
+        raise ValueError(f'support_losses returned {_words(losses)} for {n} support examples: return ({n},), a loss '
+                         'for each')
+    return losses
 
 
 def check_meta_information(gradients, shapes):

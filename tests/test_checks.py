@@ -26,6 +26,7 @@ NAN[1, 0, 2, 2] = np.nan
     (X.astype(np.float64), Y, X, r'support_x is float64 of \(3, 1, 28, 28\): give a float32'),
     (X, Y, (255 * X).astype(np.uint8), r'query_x is uint8 of \(3, 1, 28, 28\): .* divided by 255'),
     (X.tolist(), Y, X, 'support_x is a list'),
+    (chainer.Variable(X), Y, X, r'support_x is a Variable, float32 of \(3, 1, 28, 28\): give a float32 array'),
     (X, Y, X[0, 0, 0], r'query_x is float32 of \(28,\): give \(n, ...\)'),
     (X, Y, X[:0], 'at least one example'),
     (X, Y, NAN, 'query_x has entries that are NaN'),
@@ -105,6 +106,39 @@ def test_a_loss_of_ones_own_is_the_meta_information():
     signs = 2 * np.eye(3)[y] - 1
     slopes = np.where(1 - scores * signs > 0, -signs, 0)
     np.testing.assert_allclose(softmax, slopes[:, :, None] * hidden[:, None], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('keepdims, axis, shape', [(True, 1, r'\(6, 1\)'), (False, None, r'\(\)')])
+def test_losses_that_are_not_one_for_each_example_are_refused(keepdims, axis, shape):
+    class Wrong(MetaNet):
+        def support_losses(self, network, x, y, way):
+            return F.sum(self.scores(network, x, way) ** 2, axis=axis, keepdims=keepdims)
+
+    x, y = np.ones((6, 4), np.float32), np.arange(6, dtype=np.int32) % 3
+    with pytest.raises(ValueError, match=f'support_losses returned float32 of {shape} for 6 .* return \\(6,\\)'):
+        Wrong(MLP(4), MLP(4), [3])(x, y, x)
+
+
+def test_a_model_in_the_hands_of_another_thread_is_refused_and_each_may_have_a_copy():
+    class Busy(MLP):
+        def forward(self, x):
+            if self.fc1.fast is not None and not others:
+                others.append(None)
+                others[0] = [outcome(other, X) for other in (metanet, copy)]
+            return super().forward(x)
+
+    def outcome(which, x):
+        try:
+            return which(x, Y, x).array
+        except RuntimeError as error:
+            return str(error)
+
+    X, others = np.random.RandomState(0).rand(3, 4).astype(np.float32), []
+    metanet = MetaNet(Busy(4), MLP(4), [3])
+    copy = metanet.copy('share')
+    own = outcome(metanet, X)
+    assert "give each its own model.copy('share') first" in others[0][0]
+    np.testing.assert_array_equal(others[0][1], own)
 
 
 @pytest.mark.parametrize('change, message', [

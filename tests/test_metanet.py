@@ -199,6 +199,29 @@ def test_negative_weights_matter_without_relu(untiled, monkeypatch):
         np.testing.assert_allclose(array, desired, rtol=1e-4, atol=1e-6 * abs(desired).max())
 
 
+class CentredConvolution(FastConvolution2D):
+    """Of negative weights it makes some that are not."""
+
+    def product(self, x, weights, relu, pool=False):
+        centred = [weight - F.broadcast_to(F.mean(weight, axis=(-3, -2, -1), keepdims=True), weight.shape)
+                   for weight in weights]
+        return super().product(x, centred, relu, pool)
+
+
+def test_negative_weights_matter_to_a_product_of_ones_own(untiled, monkeypatch):
+    model = negative_model()
+    for network in (model.base, model.embed):
+        del network.conv3
+        with network.init_scope():
+            network.conv3 = CentredConvolution(8, 8, pool=True)
+    task = episode(5, 1)
+    with Health(model) as found:
+        ours = outcome(model, task)
+    assert found['alive/base/conv2'] == [0] and found['alive/base/conv3'][0] > .1
+    for array, desired in zip(ours, outcome_with_all_made(model, task, monkeypatch)):
+        np.testing.assert_allclose(array, desired, rtol=1e-4, atol=1e-6 * abs(desired).max())
+
+
 def test_negative_weights_can_be_looked_at_and_count_as_dead():
     model = negative_model()
     task = episode(5, 1)
