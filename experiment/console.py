@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 
+from experiment import program
 from sources.files import printable
 
 STOPPED = 'Stopped at once. All that is saved stays; the same command resumes a training from its snapshot.'
@@ -33,6 +34,7 @@ def run(main):
     """
     global importable
     importable = True
+    program.note()
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     _limit_memory()

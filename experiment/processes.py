@@ -9,7 +9,7 @@ import tempfile
 import threading
 
 import ops.blocks
-from experiment import console
+from experiment import console, program
 from ops.compat import cuda
 
 LEAST = 100  # episodes that are worth a process, which takes seconds to start
@@ -42,8 +42,14 @@ def shared(function, model, sampler, n_episodes, n_processes, done):
 
     Returns:
         The lists of all episodes in their order, as one; None, after a warning, where it cannot be shared out: a
-        process died, or the model's classes cannot be handed to another one. The sampler is then as before.
+        process died, the model's classes cannot be handed to another one, or a file of the program has changed,
+        whose code the others would run. The sampler is then as before.
     """
+    changed = program.changed()
+    if changed:
+        console.warn(f'the test goes on in one process, for {", ".join(changed)} changed since the program began, and '
+                     'others would run what is there now')
+        return None
     start = sampler.get_state()
     parts = []
     for first in range(0, n_episodes, AT_A_TIME):

@@ -1,5 +1,6 @@
 """Tests shared out among processes."""
 import functools
+import importlib
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from small_runs import ROOT, Classifier, sampler
 
 import data
 import ops.blocks
-from experiment import console, processes
+from experiment import console, processes, program
 from experiment.evaluation import test as run_test
 
 
@@ -78,6 +79,26 @@ def test_a_model_that_cannot_be_handed_on_is_tested_here(shares):
     assert shares == [None]
 
 
+def test_after_a_change_of_the_programs_files_one_process_goes_on_alone(shares, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    path = tmp_path / 'code_of_ones_own.py'
+    path.write_text('x = 1')
+    importlib.import_module(path.stem)
+    program.note()
+    model = Classifier()
+    run_test(model, sampler(), 7)
+    path.write_text('x = 2')
+    tests = sampler()
+    expected, state = alone(model, 7)
+    np.testing.assert_array_equal(run_test(model, tests, 7), expected)
+    assert len(shares[0]) == 7 and shares[1] is None
+    assert f'for {path} changed since the program began' in capsys.readouterr().err
+    np.testing.assert_array_equal(tests.get_state(), state)
+    path.unlink()
+    assert str(path) in program.changed()
+    del sys.modules[path.stem], program._digests[str(path)]
+
+
 def test_short_tests_are_not_shared_out(shares):
     run_test(Classifier(), sampler(), 5)
     assert not shares
@@ -110,7 +131,7 @@ SCRIPT = """if True:
 
 
 @pytest.fixture
-def program(tmp_path):
+def started(tmp_path):
     """Starts a program that shares out so many episodes, and returns it and its processes, that are just beginning."""
     path = tmp_path / 'program.py'
     path.write_text(SCRIPT)
@@ -126,16 +147,16 @@ def program(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, 'killpg'), reason='signals of another kind')
-def test_ctrl_c_waits_for_the_episodes_at_hand(program):
-    running, _ = program(40)
+def test_ctrl_c_waits_for_the_episodes_at_hand(started):
+    running, _ = started(40)
     os.killpg(running.pid, signal.SIGINT)
     out, err = running.communicate(timeout=60)
     assert out.split() == ['40', 'True'] and 'Traceback' not in err and 'one process' not in err
 
 
 @pytest.mark.skipif(not hasattr(os, 'killpg'), reason='signals of another kind')
-def test_processes_end_with_the_program(program):
-    running, children = program(2000)
+def test_processes_end_with_the_program(started):
+    running, children = started(2000)
     running.kill()
     running.communicate(timeout=60)
     for _ in range(600):
