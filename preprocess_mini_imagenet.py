@@ -263,9 +263,13 @@ def run(source, splits, output, size, workers):
     places = locate(source, wanted, listed, output)
 
     # A partial result's name depends on all that the result depends on, so that runs never mix.
-    folder, partials = prepare(output), {}
+    folder, partials, states = prepare(output), {}, {}
     for label, names in classes.items():
-        digest = hashlib.sha256(repr((size, label, names, places[label])).encode()).hexdigest()
+        for path in {path for path, _, _ in places[label]} - states.keys():
+            state = os.stat(path)
+            states[path] = state.st_size, state.st_mtime_ns
+        files = [(*place, states[place[0]]) for place in places[label]]
+        digest = hashlib.sha256(repr((size, label, names, files)).encode()).hexdigest()
         partials[label] = os.path.join(folder, digest[:12])
     to_do = [label for label, names in classes.items() if not is_finished(partials[label], len(names), size)]
     n_images, n_to_do = (sum(len(classes[label]) for label in labels) for labels in (classes, to_do))

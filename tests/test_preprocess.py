@@ -132,9 +132,9 @@ def test_class_without_one_good_image_is_an_error_that_keeps_the_others(content,
     assert 'n00000002' in error and 'n00000010' not in error
     assert not list((tmp_path / 'out').glob('*.npz'))
     del decoded[:]
-    content['n00000002'] = good
-    shutil.rmtree(tmp_path / 'in')
-    run(lay_out(content, 'folders', tmp_path / 'in'))
+    for number, image in zip(NUMBERS, good):
+        (tmp_path / 'in' / 'n00000002' / f'n00000002_{number}.JPEG').write_bytes(image)
+    run(tmp_path / 'in')
     assert len(decoded) == len(RANKS)
 
 
@@ -177,7 +177,7 @@ def test_after_an_interruption_finished_classes_are_not_decoded_again(
             np.testing.assert_array_equal(resumed[split][synset], images)
 
 
-@pytest.mark.parametrize('change', ['size', 'splits', 'source'])
+@pytest.mark.parametrize('change', ['size', 'splits', 'source', 'images'])
 def test_partial_results_of_other_settings_are_neither_used_nor_lost(change, content, run, tmp_path, decoded):
     source = lay_out(content, 'tars', tmp_path / 'in')
     interrupted_run(run, source, 3 * len(RANKS) + 1)
@@ -196,7 +196,10 @@ def test_partial_results_of_other_settings_are_neither_used_nor_lost(change, con
         assert run(source)['train']['n00000010'].shape[0] == len(RANKS) + 1
     else:
         inverted = {synset: images[::-1] for synset, images in content.items()}
-        image = run(lay_out(inverted, 'tars', tmp_path / 'other'))['train']['n00000010'][0]
+        other = tmp_path / ('in' if change == 'images' else 'other')  # other images in the same files
+        if other == source:
+            shutil.rmtree(other)
+        image = run(lay_out(inverted, 'tars', other))['train']['n00000010'][0]
         assert np.abs(image - np.array(color('n00000010', 6), float)).max() <= 3
 
 
