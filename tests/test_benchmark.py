@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 BENCHMARK = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir, 'tools', 'benchmark.py')
 PEER = '''
 import argparse
@@ -35,6 +37,12 @@ def test_mini_imagenets_models_are_timed_too():
     options = ['--model', 'partial, u', '--way', '2', '--query', '1', '--repeats', '1']
     shown = subprocess.run([sys.executable, BENCHMARK] + options, check=True, stdout=subprocess.PIPE, text=True).stdout
     assert len(re.findall(r'^episode  +\d+ ms', shown, re.MULTILINE)) == 2 and 'peak memory' in shown
+
+
+@pytest.mark.parametrize('words', [['--way=1'], ['--query=0'], ['--repeats=0'], ['--gpu=0']])
+def test_what_cannot_be_timed_is_refused(words):
+    ended = subprocess.run([sys.executable, BENCHMARK] + words, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode and 'error: ' in ended.stderr and 'Traceback' not in ended.stderr
 
 
 def test_launches_are_counted_by_part_without_a_gpu():

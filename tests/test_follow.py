@@ -98,6 +98,7 @@ def attention(model, update):
 
 @pytest.mark.parametrize('spoil, message', [
     ({'data': 'Omniglot'}, 'run was trained on Omniglot, not on '),
+    ({'data_digest': '0'}, 'not on own data (characters) with other images'),
     ({'split': None}, 'run has no snapshot of a run of train_omniglot.py'),
     ({'n_decay': 1}, 'the learning rate of the run in run falls'),
     ({'inverse_decay': 1}, 'the learning rate of the run in run falls'),
@@ -111,7 +112,8 @@ def test_what_cannot_be_followed_is_refused(folder, spoil, message):
     assert message in ending(follow.main, ['run', '--input_path=characters', '--n_episodes=2']).replace('\\', '/')
 
 
-@pytest.mark.parametrize('words', [['a', 'b'], ['run', '--n_episodes=3'], ['run', '--n_episodes=0'], ['a', '--draw']])
+@pytest.mark.parametrize('words', [['a', 'b'], ['run', '--n_episodes=3'], ['run', '--n_episodes=0'], ['a', '--draw'],
+                                   ['run', '--beta2=1'], ['run', '--alpha=0']])
 def test_words_that_make_no_sense_are_refused(folder, words, capsys):
     with pytest.raises(SystemExit):
         follow.main(words)
@@ -124,6 +126,11 @@ def test_a_folder_without_a_run_is_refused(folder):
 
 def test_rows_are_drawn(folder):
     train('train_omniglot', *RUN)
+    for place in 'run/log/rows.csv', 'run':  # no folder, and no file
+        words = ['run', '--input_path=characters', '--n_episodes=2', f'--out={place}']
+        assert 'run' in ending(follow.main, words)
+    assert 'log.csv is no csv that --out has written' in ending(
+        follow.main, ['run/log.csv', '--draw', '--out=picture.png'])
     rows()
     follow.main(['rows.csv', '--draw', '--out=picture.png'])
     assert (folder / 'picture.png').read_bytes()[:4] == b'\x89PNG'

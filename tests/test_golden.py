@@ -50,6 +50,11 @@ def test_check_golden_command(tmp_path, capsys):
     np.savez(tmp_path / 'wrong.npz', **arrays)
     assert check_golden.main([str(tmp_path / 'wrong.npz')]) == 1
     assert 'TOO FAR /d_fc/out/W' in capsys.readouterr().out
+    (tmp_path / 'cut.npz').write_bytes((tmp_path / 'wrong.npz').read_bytes()[:9999])
+    np.savez(tmp_path / 'model.npz', x=np.zeros(3))
+    for name, words in ('nothing.npz', 'is no file'), ('cut.npz', ''), ('model.npz', 'is no episode of the authors'):
+        with pytest.raises(SystemExit, match=f'(?s)error: .*{name}.*{words}'):
+            check_golden.main([str(tmp_path / name)])
 
 
 def test_a_tie_in_a_pooling_window_excuses_its_channel_and_nothing_else(golden, monkeypatch):

@@ -3,8 +3,9 @@ import numpy as np
 import pytest
 from small_models import episode, small_model
 from small_runs import ending
-from small_scripts import save_parts, save_strokes, train
+from small_scripts import STROKES, save_parts, save_strokes, train
 
+import data
 from metanet import Memory
 from tools import nearest_key
 
@@ -55,6 +56,15 @@ def test_a_line_for_each_way(capsys):
     for way, line in zip((5, 7), lines):
         assert line.startswith(f'{way}-way 1-shot, 3 episodes of own data (characters), test classes: model ')
         assert line.count('nearest key') == 2 and line.count('+-') == 3
+
+
+@pytest.mark.usefixtures('folder')
+def test_other_data_of_the_same_name_are_told(tmp_path, capsys):
+    (tmp_path / 'other' / 'characters').mkdir(parents=True)
+    for part, classes in ('train', STROKES[10:]), ('test', STROKES[:10]):
+        data.save_classes(tmp_path / 'other' / 'characters' / f'{part}.npz', dict(classes))
+    nearest_key.main(['here/model.npz', '--n_episodes=2', '--n_queries_test=2', '--input_path=other/characters'])
+    assert 'of own data (characters) with other images, test classes' in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures('folder')

@@ -40,7 +40,7 @@ import metanet  # noqa: E402
 import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
 from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
-from experiment.console import keep_memory  # noqa: E402
+from experiment.console import keep_memory, plain_errors  # noqa: E402
 from experiment.loop import Clipping  # noqa: E402
 from ops.blocks import THREADS, one_blas_thread  # noqa: E402
 from ops.compat import chainer  # noqa: E402
@@ -268,9 +268,13 @@ def main():
     parser.add_argument('--peer', metavar='FILE', help='a script to race; PEER_PYTHON names its interpreter')
     parser.add_argument('--rounds', type=int, default=3, help='turns each takes in a race')
     args = parser.parse_args()
-    args.query = args.query or MODELS[args.model]['query']
+    if args.query is None:
+        args.query = MODELS[args.model]['query']
+    if min(args.way - 1, args.shot, args.query, args.repeats, args.rounds) < 1:
+        parser.error('--way is at least 2, --shot, --query, --repeats and --rounds are at least 1')
     keep_memory()  # as the training scripts do
-    device = use(args.gpu)
+    with plain_errors():
+        device = use(args.gpu)
     where = f'{THREADS} threads'
     if args.gpu >= 0:
         where = device.xp.cuda.runtime.getDeviceProperties(args.gpu)['name'].decode()

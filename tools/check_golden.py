@@ -31,9 +31,11 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 import numpy as np  # noqa: E402
 
 import metanet  # noqa: E402
+from experiment.console import plain_errors  # noqa: E402
 from ops import normalization  # noqa: E402
 from ops.compat import F, chainer, cuda  # noqa: E402
 from ops.pooling import Windows  # noqa: E402
+from sources.archives import read_npz  # noqa: E402
 
 TOLERANCE = 1e-3
 # How far apart rounding may put two numbers of a feature map that would be equal, relative to the largest there.
@@ -44,8 +46,9 @@ class Golden:
     """One episode of the authors' code, and this project's model with its parameters."""
 
     def __init__(self, path):
-        with np.load(path) as file:
-            self.arrays = dict(file)
+        self.arrays = read_npz(path, 'give another one')
+        if not {'support_x', 'param/embed/conv1/W', 'logits'} <= self.arrays.keys():
+            raise ValueError(f'{path} is no episode of the authors\' code: give one of tests/golden')
         self.support_x, self.query_x = (self[name].astype(np.float32) / 255 for name in ('support_x', 'query_x'))
         self.support_y, self.query_y = self['support_y'], self['query_y']
         self.training = any(key.startswith('grad/') for key in self.arrays)
@@ -236,7 +239,8 @@ def main(argv=None):
     parser.add_argument('files', nargs='+', metavar='FILE.npz')
     passed = True
     for path in parser.parse_args(argv).files:
-        golden = Golden(path)
+        with plain_errors():
+            golden = Golden(path)
         kind = 'training' if golden.training else 'test'
         print(f'{path}: {golden.support_y.max() + 1}-way {np.bincount(golden.support_y)[0]}-shot, {kind}')
         for kind, (value, where) in compare(golden).items():

@@ -23,9 +23,10 @@ import numpy as np  # noqa: E402
 import data  # noqa: E402
 import train_omniglot  # noqa: E402
 from beyond import Health  # noqa: E402
-from experiment.checkpoints import run_settings, snapshots  # noqa: E402
+from experiment.checkpoints import check_folder, run_settings, snapshots  # noqa: E402
 from experiment.console import plain_errors  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater  # noqa: E402
+from experiment.results import tested_on  # noqa: E402
 from experiment.settings import as_tuple, check  # noqa: E402
 from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
 from ops.compat import chainer  # noqa: E402
@@ -56,12 +57,12 @@ def started(folder, options):
     if STEP % settings['n_episodes_per_update']:
         raise ValueError(f'the run in {folder} takes {settings["n_episodes_per_update"]} episodes an update, of which '
                          f'no number makes the {STEP} of a row: give another run')
-    classes, _, source = data.omniglot(options.input_path, settings['split'])
+    *parts, source = data.omniglot(options.input_path, settings['split'])
+    source = tested_on(source, data.digest_of(source, *parts), settings)
     if source != settings['data']:
         raise ValueError(f'{folder} was trained on {settings["data"]}, not on {source}: put the data into '
                          f'{options.input_path}, or name their folder in OMNIGLOT_DIR')
-    if settings['rotations'] == 'classes':
-        classes = data.turned(classes)
+    classes = data.turned(parts[0]) if settings['rotations'] == 'classes' else parts[0]
     ways = settings['n_outputs_train'], *as_tuple(settings['n_outputs_test'])
     model = train_omniglot.build({**settings, **changed}, ways)
     optimizer = chainer.optimizers.Adam(settings['alpha'], amsgrad=settings['amsgrad']).setup(model)
@@ -114,6 +115,8 @@ def draw(paths, picture):
     figure, axes = new_picture(11, 3.6, 3)
     for path in paths:
         rows = read_table(path)
+        if not rows or not {'episodes', 'loss', 'largest logit', 'attention peak'} <= rows[0].keys():
+            raise ValueError(f'{path} is no csv that --out has written: give one that is')
         episodes = [int(row['episodes']) for row in rows]
         label = os.path.splitext(os.path.basename(path))[0].replace('_', ' ')
         for one, name in zip(axes, ('loss', 'largest logit', 'attention peak')):
@@ -150,14 +153,19 @@ def main(words=None):
         return
     if len(args.paths) > 1 or args.n_episodes < STEP or args.n_episodes % STEP:
         parser.error(f'give one folder, and for --n_episodes a multiple of {STEP}')
+    if args.beta2 is not None and not 0 <= args.beta2 < 1 or args.alpha is not None and not args.alpha > 0:
+        parser.error('--alpha has to be above 0, --beta2 at least 0 and below 1')
     with plain_errors():
         updater = started(args.paths[0], args)
+        if args.out:
+            check_folder(os.path.dirname(args.out) or '.')
     rows = []
     for row in follow(updater, args.n_episodes):
         rows.append(row)
         print(', '.join(f'{name} {value}' for name, value in row.items()), flush=True)
         if args.out:
-            write_table(args.out, rows)
+            with plain_errors(OSError):
+                write_table(args.out, rows)
 
 
 if __name__ == '__main__':

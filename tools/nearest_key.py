@@ -27,6 +27,7 @@ from beyond import watched  # noqa: E402
 from experiment.console import plain_errors, say  # noqa: E402
 from experiment.evaluation import interval  # noqa: E402
 from experiment.models import settings_in  # noqa: E402
+from experiment.results import tested_on  # noqa: E402
 from experiment.settings import as_tuple, check, refuse_images  # noqa: E402
 from ops.blocks import one_blas_thread  # noqa: E402
 from ops.compat import chainer  # noqa: E402
@@ -61,6 +62,7 @@ def compare(path, ways, n_queries, n_episodes, classes, input_path):
         raise ValueError(f'classes = {classes!r}: those of this model are {", ".join(script.PARTS)}')
     *parts, source = (data.omniglot(input_path, settings['split']) if script is train_omniglot else
                       data.mini_imagenet(input_path))
+    source = tested_on(source, data.digest_of(source, *parts), settings)
     chosen = dict(zip(script.PARTS, parts))[classes]
     refuse_images(settings, data.image_shape(chosen), input_path)
     n_queries = script.n_queries_test if n_queries is None else n_queries
