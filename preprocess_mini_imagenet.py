@@ -307,6 +307,11 @@ def main(argv=None):
     parser.add_argument('--size', type=int, default=size, help=f'side in pixels; default: {size}')
     parser.add_argument('--workers', type=int, default=workers, help=f'threads; default: {workers}')
     args = parser.parse_args(argv)
+    for name in 'source', 'splits', 'output', 'size', 'workers':  # a default may have been edited
+        value, kind = getattr(args, name), int if name in ('size', 'workers') else str
+        if type(value) is not kind and (name, value) != ('splits', None):
+            parser.error(f'{name} = {value!r} at the top of the script: give a '
+                         + ('whole number' if kind is int else 'path in quotes'))
     if not 1 <= args.size <= MAX_SIZE or not 1 <= args.workers <= MAX_WORKERS:
         parser.error(f'--size and --workers are at least 1 and at most {MAX_SIZE} and {MAX_WORKERS}')
     if '' in (args.source, args.splits, args.output):

@@ -444,3 +444,12 @@ def test_bad_options_are_refused(arguments, run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path, *arguments)
     assert arguments[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, value', [('size', 84.), ('size', None), ('workers', True), ('output', None),
+                                         ('source', None), ('splits', 3)])
+def test_bad_constants_are_refused(name, value, monkeypatch, capsys):
+    monkeypatch.setattr(preprocess, name, value)
+    with pytest.raises(SystemExit):
+        preprocess.main([])
+    assert f'{name} = {value!r} at the top of the script' in capsys.readouterr().err
