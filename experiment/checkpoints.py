@@ -59,7 +59,7 @@ def claim(out, settings, earlier):
 
     Raises:
         ValueError: the folder holds another run, one whose settings are damaged or missing, or results of one whose
-            snapshots are.
+            snapshots are; or the learning rate of a new run is to fall over more epochs than it has.
         OSError: it cannot be written to.
     """
     path = os.path.join(out, 'settings.json')
@@ -79,6 +79,9 @@ def claim(out, settings, earlier):
     elif snapshots(out):
         raise ValueError(f'the folder {out} holds snapshots, but no settings.json that says of which run: put that '
                          f'file back, or {ANOTHER_FOLDER}')
+    elif settings.get('n_decay', 0) > settings.get('n_epoch', settings.get('n_decay', 0)):
+        raise ValueError(f'n_decay = {settings["n_decay"]}: the learning rate can fall over n_epoch = '
+                         f'{settings["n_epoch"]} epochs at most, lower it')
     names = os.listdir(out) if os.path.isdir(out) else []
     left = [name for name in names if re.fullmatch(r'log|log\.csv|model\.npz|final_test(_[23])?\.csv', name)
             and os.path.isfile(os.path.join(out, name))]

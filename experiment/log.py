@@ -14,6 +14,8 @@ from experiment.console import is_terminal, say, warn
 from ops.compat import extensions, training
 from sources.files import printable, replacing
 
+NEEDED = {'epoch', 'iteration', 'seconds', 'main/loss', 'main/accuracy'}  # in every row
+
 
 def record(trainer, source):
     """Has a trainer keep a log, snapshots to go on from, and reports of its epochs; returns the `Log`.
@@ -52,7 +54,7 @@ class Log(extensions.LogReport):
 
 
 def _is_row(row):
-    return isinstance(row, dict) and isinstance(row.get('iteration'), int) and all(
+    return isinstance(row, dict) and isinstance(row.get('iteration'), int) and NEEDED <= row.keys() and all(
         isinstance(value, str if name == 'data' else (int, float)) for name, value in row.items())
 
 

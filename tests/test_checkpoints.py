@@ -74,6 +74,12 @@ def with_rises(monkeypatch, **rises):
     monkeypatch.setattr(checkpoints, 'loss_rise', lambda rows: rises.get(f'_{len(rows)}', 1))
 
 
+def test_a_rate_that_falls_for_longer_than_the_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='n_decay = 3: the learning rate can fall over n_epoch = 2 epochs at most'):
+        run(tmp_path, 2, n_decay=3)
+    assert not os.listdir(tmp_path)
+
+
 def snapshots_in(folder):
     return sorted(name for name in os.listdir(folder) if name.startswith('snapshot'))
 
@@ -207,6 +213,8 @@ STATE[624] = 10 ** 6
     (lambda path: change(path, updater__optimizer__t=np.array([3])), 'is one value'),
     (lambda path: change(path, updater__sampler=STATE), 'the state of a sampler is damaged'),
     (lambda path: change(path, extensions__log___log=np.array('[[]]')), 'the log in it is damaged'),
+    (lambda path: change(path, extensions__log___log=np.array('[{"iteration": 3, "epoch": 1, "seconds": 1}]')),
+     'the log in it is damaged'),
     (lambda path: change(path, extensions__log___log=np.array('[' * 99999)), 'snapshot_3: '),
     (lambda path: change(path, extensions__log___summary___names=np.array('["x"]')), 'it lacks extensions/log/'),
     (lambda path: change(path, _snapshot_elapsed_time=np.array('x')), 'snapshot_3: '),
