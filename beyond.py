@@ -41,7 +41,7 @@ class CentredMetaNet(MetaNet):
     """MetaNet whose fast weights or keys are centred, or both.
 
     From the fast weights of each output of a layer, a convolution's filter for one, their mean is subtracted; not in
-    softmax layers, where that makes learning slower. This keeps fast activations alive, which else mostly die early.
+    softmax layers, where that makes learning slower. This mostly keeps fast activations alive, which else die early.
     (u's fully connected layer is centred with b's, though it has no ReLU.)
 
     Args:

@@ -34,7 +34,7 @@ from ops.device import use as use_device
 # input and output
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
 out = 'result/mini_imagenet'  # folder for log, learning curve, snapshots and the trained models
-evaluate = ''  # npz of a trained model, best.npz or model.npz: tests it; trains nothing, saves no results
+evaluate = ''  # npz of a trained model, as best_average.npz: tests it; trains nothing, saves no results
 evaluate_on = 'test'  # classes that it is tested on: 'test', 'dev', or 'train', to see what is lost on new ones
 views = ''  # extension, of evaluate: what else u sees of an image, some of 'shifted, mirrored', for the mean of keys
 start_from = ''  # extension: npz of a trained model whose weights a new run starts from; '': weights of its own

@@ -52,7 +52,7 @@ n_queries_test = 10  # query images a class, test
 rotations = 'episode'  # training turns each class anew by a multiple of 90 degrees; 'none': not; 'classes': 4 of each
 distortion = 0.0  # extension: how far training images are turned, stretched and shifted; 1: 10 degrees, 10 %, a 14th
 # training
-n_epoch = 100  # epochs to train; a finished run goes on when this is raised
+n_epoch = 100  # epochs to train; a finished run goes on when this is raised, unless n_decay is set
 n_episodes = 100  # training episodes of an epoch
 n_episodes_per_update = 1  # training episodes whose mean gradient makes an update; more than 1 is an extension
 n_test_episodes = 10  # test episodes of each way after every epoch
