@@ -142,7 +142,7 @@ def augmented(layers, fast=None, copies=None, group=1):
 
     Raises:
         ValueError: there are more or fewer weights than layers.
-        RuntimeError: a layer has such weights already, of another thread.
+        RuntimeError: a layer has such weights already, of another thread or of an outer `augmented`.
     """
     checks.check_weights(layers, fast, copies)
     try:

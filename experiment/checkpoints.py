@@ -79,7 +79,7 @@ def claim(out, settings, earlier):
     elif snapshots(out):
         raise ValueError(f'the folder {out} holds snapshots, but no settings.json that says of which run: put that '
                          f'file back, or {ANOTHER_FOLDER}')
-    elif settings.get('n_decay', 0) > settings.get('n_epoch', settings.get('n_decay', 0)):
+    elif settings.get('n_decay', 0) > settings.get('n_epoch', float('inf')):
         raise ValueError(f'n_decay = {settings["n_decay"]}: the learning rate can fall over n_epoch = '
                          f'{settings["n_epoch"]} epochs at most, lower it')
     names = os.listdir(out) if os.path.isdir(out) else []

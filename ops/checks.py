@@ -94,8 +94,8 @@ def check_weights(layers, fast, copies):
         if weights is not None and len(weights) != len(layers):
             raise ValueError(f'{len(weights)} weights for {len(layers)} adaptable layers: give one for each')
     if any(layer.fast is not None or layer.copies is not None for layer in layers):
-        raise RuntimeError("a layer has the fast weights of another episode still: where several threads use a model, "
-                           "give each its own model.copy('share') first")
+        raise RuntimeError('a layer has fast weights already, of another thread or of a `with augmented` around this: '
+                           "leave that first, and give each thread its own model.copy('share')")
 
 
 def check_losses(losses, n):

@@ -137,7 +137,7 @@ def test_a_model_in_the_hands_of_another_thread_is_refused_and_each_may_have_a_c
     metanet = MetaNet(Busy(4), MLP(4), [3])
     copy = metanet.copy('share')
     own = outcome(metanet, X)
-    assert "give each its own model.copy('share') first" in others[0][0]
+    assert "give each thread its own model.copy('share')" in others[0][0]
     np.testing.assert_array_equal(others[0][1], own)
 
 
