@@ -36,6 +36,7 @@ STEP = 50  # episodes to a row
 BUILT = 'centred', 'hidden_scale', 'fast_scale'  # settings of the model that may be changed
 COLUMNS = {'loss': 'main/loss', 'accuracy': 'main/accuracy', 'largest logit': 'main/largest_logit',
            'gradient norm': 'gradient_norm'}
+DRAWN = 'loss', 'largest logit', 'attention peak'
 
 
 def started(folder, options):
@@ -112,14 +113,14 @@ def follow(updater, n_episodes):
 
 def draw(paths, picture):
     """Draws loss, largest logit and attention over the episodes, a line for each csv, named as its file."""
-    figure, axes = new_picture(11, 3.6, 3)
+    figure, axes = new_picture(11, 3.6, len(DRAWN))
     for path in paths:
         rows = read_table(path)
-        if not rows or not {'episodes', 'loss', 'largest logit', 'attention peak'} <= rows[0].keys():
+        if not rows or not {'episodes', *DRAWN} <= rows[0].keys():
             raise ValueError(f'{path} is no csv that --out has written: give one that is')
         episodes = [int(row['episodes']) for row in rows]
         label = os.path.splitext(os.path.basename(path))[0].replace('_', ' ')
-        for one, name in zip(axes, ('loss', 'largest logit', 'attention peak')):
+        for one, name in zip(axes, DRAWN):
             one.plot(episodes, [float(row[name]) for row in rows], label=label)
             one.set(title=name, xlabel='training episodes', yscale='linear' if name == 'attention peak' else 'log')
             one.grid(alpha=0.25)
