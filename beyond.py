@@ -1,7 +1,7 @@
-"""What is not in the paper, of the model, its tests and its supervision.
+"""Extensions of the model, its tests and its supervision that are not in the paper.
 
-Each has a setting of its own in the scripts, and is named in every line of results, but for `Health`, which watches
-alone. Other extensions are in data.py (classes turned, images distorted), and in experiment/loop.py (learning rates,
+Each has a setting of its own in the scripts, and is named in every line of results, but for `Health`, which only
+watches. Other extensions are in data.py (classes turned, images distorted), and in experiment/loop.py (learning rates,
 clipping).
 """
 import functools
@@ -195,7 +195,7 @@ def watched(memory, see):
 
 
 class Health(chainer.LinkHook):
-    """Tells, within a `with`, whether a model is well: which layers adapt at all, and whether the memory tells apart.
+    """Tells, within a `with`, whether a model is well: which layers adapt at all, and whether its memory works.
 
     It counts the share of each layer's fast activations that are above 0, those that are alive. Layers without an
     activation, softmax layers for one, are left out: all that they make passes. It looks at the attention that the most

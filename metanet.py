@@ -54,8 +54,8 @@ class FastLayer(chainer.Link):
         return self.augment(x, weights + self.fast_weights(x, mixed=self.group == 1))
 
     def fast_weights(self, x, mixed=False):
-        """The list of fast weights whose products with x may come to something; with `mixed`, means may wait."""
-        # An own product may turn signs, and knows no means that wait.
+        """The fast weights that may change the output for x, a list; if `mixed`, means may wait (`ops.lazy.Mixed`)."""
+        # A product of a subclass's own may change signs, and cannot take means that wait.
         known = (type(self).product, type(self).augment) in [(kind.product, kind.augment)
                                                              for kind in (FastLinear, FastConvolution2D)]
         return needed(() if self.fast is None else self.fast, x, self.activation if known else None, mixed and known)
@@ -179,6 +179,7 @@ class Network(chainer.Chain):
                 setattr(self, f'softmax{way}', self.softmax_layer(self.n_out, way))
 
     def softmax(self, way):
+        """The softmax layer for `way` classes; a ValueError if there is none."""
         if not hasattr(self, f'softmax{way}'):
             raise ValueError(f'there is no softmax layer for {way} classes: add one with add_way, or name that number '
                              'among the ways of MetaNet')
@@ -238,7 +239,7 @@ class MLP(Network):
 
 
 class ExampleLearner(chainer.Chain):
-    """m: from one gradient of one example to one fast weight, coordinate by coordinate (section 3.2.2).
+    """m: from one gradient of one example to one fast weight, coordinate by coordinate (section 3.1).
 
     Args:
         n_units: units of its two hidden layers.
@@ -275,7 +276,7 @@ class TaskLearner(chainer.Chain):
 
 
 class Memory:
-    """Fast weights of the support examples, to be read by similarity of keys (section 3.2.3).
+    """Fast weights of the support examples, to be read by similarity of keys (section 3.1).
 
     Args:
         keys: R, variable (n_support, d).
@@ -293,7 +294,7 @@ class Memory:
         return F.softmax(F.matmul(queries, self.keys, transb=True) / F.sqrt(norms + 1e-6), axis=1)
 
     def read(self, queries):
-        """W*, a list of (n, ...), of each query the values' mean, weighted by attention; made by `ops.lazy.made`."""
+        """W*, a list of (n, ...): for each query the mean of the values, weighted by attention. Some may wait, too."""
         return late_mixture(self.attention(queries), self.values)
 
 
@@ -306,7 +307,7 @@ class MetaNet(chainer.Chain):
         base: b, the `Network` that classifies the query examples.
         embed: u, the `Network` whose output is the memory's key.
         ways: numbers of classes to make softmax layers for; training may use one or several of them.
-        n_steps: T. d's sequence has a gradient for each group of n_support // T examples, of one if there are fewer.
+        n_steps: T. The support set is cut into groups of n_support // T examples, or of one; d gets a gradient of each.
         task_level: whether u has task-level fast weights; without them the model is the paper's MetaNet-.
         base_on_keys: whether b's input is u's key of an example, of a support example as a constant, not the example.
         n_units: units of the meta learner's hidden layers.
@@ -340,16 +341,16 @@ class MetaNet(chainer.Chain):
             self.base.add_way(way)
             self.embed.add_way(way)
 
-    @looking_once
+    @looking_once  # for speed alone
     def forward(self, support_x, support_y, query_x):
-        """Algorithm 1: class scores of the query examples, from the support set alone.
+        """Class scores of the query examples: Algorithm 1. Comments name its lines, and the steps at the file's top.
 
         Args:
-            support_x: float32 (n_support, ...), what the networks take: the paper's take images (n_support, channels,
-                height, width) in [0, 1], of Omniglot (n_support, 1, 28, 28) with 1 for ink and 0 for paper. The order
-                decides which examples share a task-level gradient.
+            support_x: float32, or int32 of tokens, (n_support, ...), what the networks take: the paper's take images
+                (n_support, channels, height, width) in [0, 1], of Omniglot (n_support, 1, 28, 28) with 1 for ink and 0
+                for paper. The order decides which examples share a task-level gradient.
             support_y: int32 (n_support,), labels 0 to N - 1, as many of each.
-            query_x: float32 (n_query, ...).
+            query_x: of that dtype, (n_query, ...).
 
         Returns:
             chainer.Variable: float32 (n_query, N).
@@ -359,26 +360,26 @@ class MetaNet(chainer.Chain):
         """
         way = checks.check_episode(support_x, support_y, query_x, self.m_fc.l1.W.dtype)
         b, u = self.base, self.embed
-        b_layers, u_layers = b.fast_layers(way), u.fast_layers(way)                     # 1, 2
+        b_layers, u_layers = b.fast_layers(way), u.fast_layers(way)                     # steps 1, 2
 
         task_weights = None
         if self.task_level:
-            group = max(1, len(support_x) // self.n_steps)                              # T groups, or of one example
-            gradients = self.meta_information(u, support_x, support_y, way, group)      # 3
-            task_weights = self.meta_learner('d', gradients, u_layers)                  # lines 1-5: Q* = d(gradients)
-        with augmented(u_layers, task_weights):                                         # 4
-            keys = u(support_x)                                                         # line 9: R = u(Q, Q*, x')
-            queries = u(query_x)                                                        # line 12: r = u(Q, Q*, x)
+            group = max(1, len(support_x) // self.n_steps)                              # examples to a group
+            gradients = self.meta_information(u, support_x, support_y, way, group)      # step 3; lines 1-5
+            task_weights = self.meta_learner('d', gradients, u_layers)                  # line 6: Q* = d(gradients)
+        with augmented(u_layers, task_weights):                                         # step 4
+            keys = u(support_x)                                                         # line 12: R = u(Q, Q*, x')
+            queries = u(query_x)                                                        # line 17: r = u(Q, Q*, x)
         if self.base_on_keys:
             support_x, query_x = keys.array, queries
 
-        gradients = self.meta_information(b, support_x, support_y, way, 1)              # 3
-        memory = self.memory(keys, self.meta_learner('m', gradients, b_layers))         # lines 6-8: M = m(gradients)
-        with augmented(b_layers, memory.read(queries)):                                 # 4, line 13: W* by attention
-            return self.scores(b, query_x, way)                                         # line 14: b(W, W*, x)
+        gradients = self.meta_information(b, support_x, support_y, way, 1)              # step 3; lines 8, 9
+        memory = self.memory(keys, self.meta_learner('m', gradients, b_layers))         # lines 10-13: M = m(gradients)
+        with augmented(b_layers, memory.read(queries)):                                 # step 4; lines 18, 19: W*
+            return self.scores(b, query_x, way)                                         # line 20: b(W, W*, x)
 
     def scores(self, network, x, way):
-        """Class scores (n, way) of b or u for n inputs; u's keys become a hidden layer by a ReLU, b has had its own."""
+        """Class scores (n, way) of b or u for n inputs: u's output goes through a ReLU first, b's has been already."""
         hidden = network(x)
         return network.softmax(way)(F.relu(hidden) if network is self.embed else hidden)
 
@@ -439,7 +440,7 @@ class MetaNet(chainer.Chain):
         """Sum of the query set's cross-entropies; reports `loss`, their mean, `accuracy`, and `largest_logit`.
 
         Args:
-            episode: `data.Episode`, on this model's device; one that is none raises a ValueError.
+            episode: `data.Episode`, on this model's device; a ValueError says what is wrong with its arrays.
 
         Returns:
             chainer.Variable: float32 ().

@@ -36,7 +36,7 @@ input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz fr
 out = 'result/mini_imagenet'  # folder for log, learning curve, snapshots and the trained models
 evaluate = ''  # npz of a trained model, as best_average.npz: tests it; trains nothing, saves no results
 evaluate_on = 'test'  # classes that it is tested on: 'test', 'dev', or 'train', to see what is lost on new ones
-views = ''  # extension, of evaluate: what else u sees of an image, some of 'shifted, mirrored', for the mean of keys
+views = ''  # extension, with evaluate: keys are means over an image's copies, some of 'shifted, mirrored'
 start_from = ''  # extension: npz of a trained model whose weights a new run starts from; '': weights of its own
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
@@ -60,11 +60,11 @@ n_test_episodes = 400  # test episodes whenever the dev accuracy is the best so 
 model = 'partial'  # 'partial': b has a CNN of its own; 'partial, u': b is an MLP on the embedding u
 n_filters = 32  # of each convolution
 n_slow = 3  # convolutions, from the first, with batch normalisation and without fast weights
-n_steps = 10  # T: task-level gradients that the support set is cut into
+n_steps = 10  # T: groups that the support set is cut into; each gives d a task-level gradient
 centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
-hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: none, as it comes
-fast_scale = 0.0  # extension: root mean square that the fast weights of b's softmax layer are brought to; 0: none
-inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
+hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: not
+fast_scale = 0.0  # extension: root mean square that fast weights of b's softmax layer are brought to; 0: not
+inserted_scale = 0.1  # bound of weights of softmax layers for ways that aren't trained: the paper's 0.1; 0 does best
 initialisation = 'uniform'  # [-0.1, 0.1), the paper, but for batch normalisation; 'chainer': LeCun normal, the authors
 # optimiser
 alpha = 1e-3  # Adam's learning rate
@@ -73,7 +73,7 @@ inverse_decay = 0  # extension: N > 0 makes the learning rate alpha / sqrt(1 + e
 amsgrad = False  # extension: Adam that never forgets a large gradient (Reddi et al., 2018)
 clip = 10.0  # bound of the gradient's norm
 clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
-average_decay = 0.999  # extension: the averaged weights, kept beside the trained ones, remember 1 / (1 - this); 0: none
+average_decay = 0.999  # extension: averaged weights beside the trained ones, over 1 / (1 - this) updates; 0: none
 
 # The parts of a data set that a trained model can be tested on.
 PARTS = 'train', 'dev', 'test'
@@ -203,7 +203,8 @@ def evaluate_model(settings, given):
         sampler.set_state(start)
         result = interval(100 * test(metanet, sampler, n_test_episodes, 'test')[:, 1])
         sampler.set_state(start)
-        report(dict(trained, views=views), source, sampler, result, classes=evaluate_on)
+        tested = dict(trained, views=views, inserted_scale=inserted_scale)
+        report(tested, source, sampler, result, classes=evaluate_on)
 
 
 def task_sampler(classes, kind, way, shot, n_query, xp, distortion=0, mirror=False):
@@ -225,12 +226,7 @@ def report(trained, source, sampler, result, keep=None, classes='test'):
 
 def load(path, ways, inserted_scale=0.1, weights=''):
     """A trained model, `best.npz`, `best_average.npz` or `model.npz`; see `train_omniglot.load`."""
-    model, settings = load_model(path, lambda settings: build(settings, [settings['n_outputs_train']]), CHECKS, EARLIER,
-                                 weights)
-    settings.update(class_names(model, usual_classes(settings)))
-    model.add_ways(ways)
-    model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
-    return model, settings
+    return load_model(path, ways, inserted_scale, weights, build, usual_classes, CHECKS, EARLIER)
 
 
 def main(words=()):

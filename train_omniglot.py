@@ -37,7 +37,7 @@ split = 'previous'  # 'previous': 1200 classes train, 423 test; 'standard': 964,
 out = 'result/omniglot'  # folder for log, learning curve, snapshots and the trained model
 evaluate = ''  # npz of a trained model: tests it on the test classes of its own split; trains nothing, saves no results
 evaluate_on = 'test'  # 'train': tests it on the classes it was trained on instead, to see what is lost on new ones
-views = ''  # extension, of evaluate: what else u sees of an image, some of 'shifted, mirrored', for the mean of keys
+views = ''  # extension, with evaluate: keys are means over an image's copies, some of 'shifted, mirrored'
 start_from = ''  # extension: npz of a trained model whose weights a new run starts from; '': weights of its own
 # machine
 gpu = -1  # number of the CUDA device; -1 for the CPU
@@ -60,11 +60,11 @@ n_final_episodes = 1000  # test episodes of each way at the end
 # model
 variant = 'MetaNet'  # 'MetaNet-': no task-level fast weights in the embedding; 'MetaNet+': in the base learner, too
 n_filters = 64  # of each convolution
-n_steps = 5  # T: task-level gradients that the support set is cut into
+n_steps = 5  # T: groups that the support set is cut into; each gives d a task-level gradient
 centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
-hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: none, as it comes
-fast_scale = 0.0  # extension: root mean square that the fast weights of b's softmax layer are brought to; 0: none
-inserted_scale = 0.1  # bound of the weights of softmax layers for ways that aren't trained; 0.1: as the paper's all
+hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: not
+fast_scale = 0.0  # extension: root mean square that fast weights of b's softmax layer are brought to; 0: not
+inserted_scale = 0.1  # bound of weights of softmax layers for ways that aren't trained: the paper's 0.1; 0 does best
 initialisation = 'uniform'  # 'uniform': all in [-0.1, 0.1), the paper; 'chainer': LeCun normal, the authors' code
 # optimiser
 alpha = 1e-3  # Adam's learning rate
@@ -73,7 +73,7 @@ inverse_decay = 0  # extension: N > 0 makes the learning rate alpha / sqrt(1 + e
 amsgrad = False  # extension: Adam that never forgets a large gradient (Reddi et al., 2018)
 clip = 10.0  # bound of the gradient's norm
 clipping = 'together'  # bounds the norm of all gradients together; extension: 'apart', each parameter's on its own
-average_decay = 0.999  # extension: the averaged weights, kept beside the trained ones, remember 1 / (1 - this); 0: none
+average_decay = 0.999  # extension: averaged weights beside the trained ones, over 1 / (1 - this) updates; 0: none
 
 # The parts of a data set that a trained model can be tested on.
 PARTS = 'train', 'test'
@@ -206,7 +206,8 @@ def evaluate_model(settings, given):
             if views:
                 model.embed = Views(model.embed, views)
             model.to_device(device)
-    test_models(models, dict(trained, views=views), samplers, source, classes=evaluate_on)
+    tested = dict(trained, views=views, inserted_scale=inserted_scale)
+    test_models(models, tested, samplers, source, classes=evaluate_on)
 
 
 def test_samplers(classes, ways, kind, xp):
@@ -259,12 +260,7 @@ def load(path, ways, inserted_scale=0.1, weights=''):
         ValueError: the file is not such an npz.
         OSError: it cannot be read.
     """
-    model, settings = load_model(path, lambda settings: build(settings, [settings['n_outputs_train']]), CHECKS, EARLIER,
-                                 weights)
-    settings.update(class_names(model, usual_classes(settings)))
-    model.add_ways(ways)
-    model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
-    return model, settings
+    return load_model(path, ways, inserted_scale, weights, build, usual_classes, CHECKS, EARLIER)
 
 
 def main(words=()):

@@ -1,4 +1,4 @@
-"""Variations of MetaNet that the paper tries, in the order of its section 5."""
+"""MetaNet+, a variation of MetaNet that the paper tries on Omniglot (table 1). MetaNet- is a setting, `task_level`."""
 from metanet import MetaNet, TaskLearner, augmented
 from ops.checks import check_episode
 from ops.lazy import looking_once
@@ -11,11 +11,11 @@ class MetaNetPlus(MetaNet):
     task.
 
     Args:
-        args, settings: as of `MetaNet`, of which `task_level` stays true.
+        args, settings: as of `MetaNet`, but for `task_level`.
     """
 
     def __init__(self, *args, n_units=20, **settings):
-        super().__init__(*args, n_units=n_units, **settings)
+        super().__init__(*args, n_units=n_units, task_level=True, **settings)
         with self.init_scope():
             self.d_base_conv = TaskLearner(n_units, defer=True)
             self.d_base_fc = TaskLearner(n_units)

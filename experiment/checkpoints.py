@@ -4,18 +4,17 @@ import json
 import os
 import re
 import shutil
-import zipfile
 
 import numpy as np
 
 from experiment.console import fail, warn
 from experiment.settings import shortened
 from ops.compat import chainer, training
-from sources.archives import read_npz
+from sources.archives import read_npz, write_arrays
 from sources.files import clear_strays, replacing
 
-# Settings that a continued run may change: where it runs, its final test, and how long it runs unless the learning rate
-# depends on that.
+# Settings that a continued run may change: where it runs and its final test. Where no learning rate depends on it,
+# `claim` adds n_epoch.
 CHANGEABLE = 'input_path', 'out', 'gpu', 'n_final_episodes', 'evaluate', 'evaluate_on', 'views'
 
 CLASS = 'class_of_'  # begins the names of settings that say of which class a model and its parts are
@@ -260,7 +259,7 @@ def resume(trainer):
         snapshot = trainer.get_extension('snapshot')
         snapshot.kept = [path]
         ends = [other for other in snapshots(trainer.out) if not _episodes(other) % trainer.updater.epoch_size]
-        snapshot.good = ends[-1] if ends else None
+        snapshot.good = ends[-1] if ends else None  # the oldest: whether later epochs were good isn't known here
         for other, error in bad:
             os.replace(other, other + '.unreadable')
             warn(f'{error}. Going on from the snapshot before it, {path}; it is kept as {other}.unreadable')
@@ -340,7 +339,4 @@ def write_npz(path, arrays):
     if not os.path.isdir(folder):
         raise FileNotFoundError(f'the folder {folder} is gone, so {os.path.basename(path)} cannot be written: put it '
                                 'back, and the same command goes on from its last snapshot')
-    with replacing(path) as file, zipfile.ZipFile(file, 'w', allowZip64=True) as archive:
-        for name, array in arrays.items():
-            with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
-                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+    write_arrays(path, arrays)

@@ -155,7 +155,7 @@ class Best(training.Extension):
         weights: 'last' or 'average': which it is.
         settings: dict of the script's settings, with `data`, saved with the model.
         path: the npz to save the best model to.
-        watched: name of the reported dev accuracy.
+        dev_accuracy: name under which it is reported.
         name: name of the test tasks, such as test/5-way.
         sampler: `data.EpisodeSampler` of test episodes; each test has the same ones.
         n_episodes: test episodes.
@@ -165,12 +165,12 @@ class Best(training.Extension):
     priority = training.PRIORITY_WRITER - 1  # after the dev tasks
     default_name = 'best'
 
-    def __init__(self, model, weights, settings, path, watched, name, sampler, n_episodes):
+    def __init__(self, model, weights, settings, path, dev_accuracy, name, sampler, n_episodes):
         self.model = model
         self.weights = weights
         self.settings = settings
         self.path = path
-        self.watched = watched
+        self.dev_accuracy = dev_accuracy
         self.name = name
         self.sampler = sampler
         self.start = sampler.get_state()
@@ -183,7 +183,7 @@ class Best(training.Extension):
                  'epoch does better')
 
     def __call__(self, trainer):
-        dev = 100 * trainer.observation[self.watched]
+        dev = 100 * trainer.observation[self.dev_accuracy]
         if dev > self.test_result[1]:
             save_models(self.path, {self.weights: self.model}, self.settings)
             self.sampler.set_state(self.start)

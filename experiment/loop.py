@@ -21,15 +21,15 @@ class EpisodeUpdater(training.Updater):
         optimizer: set up with the model.
         sampler: `data.EpisodeSampler` of training episodes.
         epoch_size: training episodes to an epoch.
-        n_averaged: episodes whose mean gradient makes an update; `epoch_size` is a multiple of it.
+        n_episodes_per_update: episodes whose mean gradient makes an update; `epoch_size` is a multiple of it.
     """
 
-    def __init__(self, model, optimizer, sampler, epoch_size, n_averaged=1):
+    def __init__(self, model, optimizer, sampler, epoch_size, n_episodes_per_update=1):
         self.model = model
         self.optimizer = optimizer
         self.sampler = sampler
         self.epoch_size = epoch_size
-        self.n_averaged = n_averaged
+        self.n_episodes_per_update = n_episodes_per_update
         self.iteration = 0
 
     @property
@@ -42,7 +42,7 @@ class EpisodeUpdater(training.Updater):
 
     @property
     def previous_epoch_detail(self):
-        return (self.iteration - self.n_averaged) / self.epoch_size
+        return (self.iteration - self.n_episodes_per_update) / self.epoch_size
 
     @property
     def is_new_epoch(self):
@@ -61,28 +61,29 @@ class EpisodeUpdater(training.Updater):
         start = time.perf_counter()
         summary = chainer.DictSummary()
         self.model.cleargrads()
-        for _ in range(self.n_averaged):
+        for _ in range(self.n_episodes_per_update):
             observation = {}
             with one_blas_thread(), chainer.report_scope(observation):
                 loss = self.model.loss(self.sampler.sample())
-                (loss / self.n_averaged).backward()
+                (loss / self.n_episodes_per_update).backward()
             summary.add(observation)
         self.optimizer.update()
-        self.iteration += self.n_averaged
+        self.iteration += self.n_episodes_per_update
         xp = self.model.xp
         if not xp.isfinite(xp.concatenate([param.array.ravel() for param in self.model.params()])).all():
             fail(f'the parameters are no longer finite after episode {self.iteration}; what was saved before is as it '
                  'was. Give a run with a smaller alpha or clip, or another seed, another folder (out)')
         chainer.report(summary.compute_mean())
-        chainer.report({'seconds': (time.perf_counter() - start) / self.n_averaged})
+        chainer.report({'seconds': (time.perf_counter() - start) / self.n_episodes_per_update})
 
     def serialize(self, serializer):
         self.iteration = serializer('iteration', self.iteration)
         self.optimizer.serialize(serializer['optimizer'])
         self.model.serialize(serializer['model'])
         self.sampler.set_state(serializer('sampler', self.sampler.get_state()))
-        if isinstance(serializer, chainer.Deserializer) and self.iteration != self.optimizer.t * self.n_averaged:
-            raise ValueError(f'{self.optimizer.t} updates are not those of {self.iteration} episodes')
+        n_updates = self.optimizer.t
+        if isinstance(serializer, chainer.Deserializer) and self.iteration != n_updates * self.n_episodes_per_update:
+            raise ValueError(f'{n_updates} updates are not those of {self.iteration} episodes')
 
 
 class Clipping:
@@ -126,9 +127,9 @@ def decay(updater, n_epoch, n_decay, inverse_decay=0):
     """
     optimizer = updater.optimizer
     if inverse_decay:
-        gamma = updater.n_averaged / inverse_decay
+        gamma = updater.n_episodes_per_update / inverse_decay
         return extensions.InverseShift('alpha', gamma, .5, init=optimizer.alpha, optimizer=optimizer)
-    n_updates = updater.epoch_size // updater.n_averaged  # in an epoch
+    n_updates = updater.epoch_size // updater.n_episodes_per_update  # in an epoch
     between = max(0, n_epoch - n_decay) * n_updates, n_epoch * n_updates
     return extensions.LinearShift('alpha', (optimizer.alpha, 0.0), between, optimizer)
 

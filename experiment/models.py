@@ -57,25 +57,21 @@ def settings_in(path):
         OSError: it cannot be read.
     """
     arrays = read_npz(path, REMEDY)
-    if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':
-        raise ValueError(f'{path} is not a model, for it has no settings: {REMEDY}')
     try:
-        return parse_settings(str(arrays['settings']))
+        return _settings_in(arrays)
     except ValueError as error:
-        raise ValueError(f'the settings in {path} are damaged ({error}): {REMEDY}') from error
+        raise ValueError(f'{path} is not a model ({error}): {REMEDY}') from error
 
 
-def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
+def load_model(path, ways, inserted_scale, weights, build, usual_classes, checks, earlier):
     """A model saved by `save_models`.
 
     Args:
-        path: the npz.
-        build: a function of the settings, a dict, that returns the untrained model.
+        path, ways, inserted_scale, weights: as of `train_omniglot.load`.
+        build: function of the settings, a dict, and of ways, that returns the untrained model.
+        usual_classes: function of the settings: {name: class} of what `build` makes as it stands.
         checks: {name: `settings.Check`}; the file's settings must pass.
         earlier: as of `checkpoints.claim`.
-        weights: 'last' or 'average'; '' for the average where the file has one.
-        surplus: part of the names of the arrays that the file may have and the model lack: by default those of softmax
-            layers for other numbers of classes.
 
     Returns:
         The model, on the CPU, and the settings of its training; `weights` in these is 'last' or 'average', and
@@ -87,10 +83,13 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
     """
     arrays = read_npz(path, REMEDY, finite=True)
     try:
-        settings = _trained_settings(arrays, checks, earlier)
-        model = build(settings)
+        settings = {'data': 'unknown data', **completed(_settings_in(arrays), earlier)}
+        _check_trained(settings, checks)
+        model = build(settings, [settings['n_outputs_train']])
         its = {kind: _group(arrays, kind) for kind in WEIGHTS}
         there = [kind for kind in WEIGHTS if its[kind]]
+        if not there:
+            raise ValueError('it has no weights')
         weights = weights or there[-1]
         settings.update(weights=weights, all_weights=there)
         if weights not in there:
@@ -99,16 +98,19 @@ def load_model(path, build, checks, earlier, weights='', surplus='/softmax'):
             if settings[name] != built:
                 raise ValueError(f'its {name} is {shortened(settings[name])}, but {built} is built now')
         ours, its = _arrays(model), its[weights]
-        lost = sorted(name for name in its if name not in ours and surplus not in name)
+        lost = sorted(name for name in its if name not in ours and '/softmax' not in name)  # of another way
         if lost:
             raise ValueError(f'the model lacks its {", ".join(lost)}')
         missing = sorted(name for name in ours if name not in its)
         if missing:
             raise ValueError(f'it lacks {", ".join(missing)}')
         _fill(model, its)
-    except (KeyError, TypeError, ValueError, IndexError, MemoryError) as error:
+    except (KeyError, TypeError, ValueError, MemoryError) as error:
         raise ValueError(f'{path} is not a model that this script, as it is now, has trained ({error}): {REMEDY}'
                          ) from error
+    settings.update(class_names(model, usual_classes(settings)))
+    model.add_ways(ways)
+    model.initialize_inserted(settings['n_outputs_train'], settings['seed'], inserted_scale)
     return model, settings
 
 
@@ -144,18 +146,24 @@ def take_weights(out, path, load, model, way):
                          'is, or its own settings') from error
 
 
-def _trained_settings(arrays, checks, earlier):
-    """The settings in a model's npz, a dict."""
+def _settings_in(arrays):
+    """The settings among the arrays of a model's npz, a dict; a ValueError if there are none."""
     if 'settings' not in arrays or arrays['settings'].dtype.kind != 'U':
         raise ValueError('it has no settings')
-    settings = {'data': 'unknown data', **completed(parse_settings(str(arrays['settings'])), earlier)}
+    try:
+        return parse_settings(str(arrays['settings']))
+    except ValueError as error:
+        raise ValueError(f'the settings in it are damaged: {error}') from error
+
+
+def _check_trained(settings, checks):
+    """Refuses settings of a training that a script cannot have made."""
     missing = [name for name in checks if name not in settings and name not in CHANGEABLE]
     if missing:
         raise ValueError(f'its settings lack {", ".join(missing)}')
     check(settings, checks)
     if not isinstance(settings['data'], str):
         raise ValueError('its settings do not name its data')
-    return settings
 
 
 def _arrays(model):

@@ -20,7 +20,7 @@ _work = None  # of a process: function, model, sampler
 
 
 def worth(model, n_episodes):
-    """How many processes a test of a model on so many episodes is worth.
+    """How many processes are worth starting for a test of a model on so many episodes.
 
     One on a GPU; and one where other processes might do over again what the program has done, a training for one.
     """

@@ -8,6 +8,30 @@ from experiment.evaluation import interval, pixel_accuracy, test
 from experiment.models import WEIGHTS
 from sources.files import replacing
 
+# How results name the settings of a model, {name: words}: sizes that are not the paper's, ...
+SIZES = {'n_filters': '{} filters', 'n_slow': '{} slow convolutions', 'n_steps': '{} steps'}
+# ... and {name: (value of the paper, words)} of other settings that are not.
+DEPARTURES = {
+    'start_from': ('', 'started from {}'),
+    'centred': ('', 'centred: {}'),
+    'hidden_scale': (0, 'hidden scale {}'),
+    'fast_scale': (0, 'fast scale {}'),
+    'inserted_scale': (0.1, 'inserted scale {}'),
+    'views': ('', 'views: {}'),
+    'initialisation': ('uniform', 'initialisation: {}'),
+    'alpha': (1e-3, 'alpha {}'),
+    'clip': (10, 'clip {}'),
+    'amsgrad': (False, 'AMSGrad'),
+    'clipping': ('together', 'gradients clipped {}'),
+    'n_decay': (0, 'learning rate falling over {} epochs'),
+    'inverse_decay': (0, 'inverse_decay {}'),
+    'nb_samples_per_class': (1, '{}-shot'),
+    'rotations': ('episode', 'rotations: {}'),
+    'distortion': (0, 'distortion {}'),
+    'mirror': (False, 'trained on mirrored images'),
+    'n_episodes_per_update': (1, '{} episodes an update'),
+}
+
 # {sampler: {(episodes, state): accuracy of the nearest neighbour on pixels}}: a run's models are tested on the same.
 _pixels = weakref.WeakKeyDictionary()
 
@@ -30,32 +54,12 @@ def model_name(variant, settings, usual, sizes, *remarks):
     others = {name: settings[name] for name, value in usual.items() if settings.get(name, value) != value}
     variant = variant.replace('MetaNet', others.pop('class_of_model', 'MetaNet'))
     remarks += tuple(f'{name.replace("class_of_", "")}: {value}' for name, value in others.items())
-    words = {'n_filters': '{} filters', 'n_slow': '{} slow convolutions', 'n_steps': '{} steps'}
-    remarks += tuple(words[name].format(settings[name]) for name, size in sizes.items()
+    remarks += tuple(SIZES[name].format(settings[name]) for name, size in sizes.items()
                      if settings.get(name, size) != size)
     if settings.get('average_decay'):
         remarks += WEIGHTS[settings['weights']],
-    departures = {
-        'start_from': ('', 'started from {}'),
-        'centred': ('', 'centred: {}'),
-        'hidden_scale': (0, 'hidden scale {}'),
-        'fast_scale': (0, 'fast scale {}'),
-        'views': ('', 'views: {}'),
-        'initialisation': ('uniform', 'initialisation: {}'),
-        'alpha': (1e-3, 'alpha {}'),
-        'clip': (10, 'clip {}'),
-        'amsgrad': (False, 'AMSGrad'),
-        'clipping': ('together', 'gradients clipped {}'),
-        'n_decay': (0, 'learning rate falling over {} epochs'),
-        'inverse_decay': (0, 'inverse_decay {}'),
-        'nb_samples_per_class': (1, '{}-shot'),
-        'rotations': ('episode', 'rotations: {}'),
-        'distortion': (0, 'distortion {}'),
-        'mirror': (False, 'trained on mirrored images'),
-        'n_episodes_per_update': (1, '{} episodes an update'),
-    }
-    remarks += tuple(words.format(settings[name]) for name, (usual, words) in departures.items()
-                     if settings.get(name, usual) != usual)
+    remarks += tuple(words.format(settings[name]) for name, (value, words) in DEPARTURES.items()
+                     if settings.get(name, value) != value)
     return variant + (f' ({", ".join(remarks)})' if remarks else '')
 
 

@@ -152,9 +152,9 @@ def check(settings, checks, given=()):
         is_unset = what.optional and name not in given and settings.get(name) == ''
         if name in settings and not is_unset and not what.holds(settings[name]):
             raise ValueError(f'{name} = {shortened(settings[name])}: must be {what.words}')
-    n_episodes, n_averaged = settings.get('n_episodes', 1), settings.get('n_episodes_per_update', 1)
-    if n_episodes % n_averaged:
-        raise ValueError(f'n_episodes = {n_episodes} is not a multiple of n_episodes_per_update = {n_averaged}: change '
+    n_episodes, per_update = settings.get('n_episodes', 1), settings.get('n_episodes_per_update', 1)
+    if n_episodes % per_update:
+        raise ValueError(f'n_episodes = {n_episodes} is not a multiple of n_episodes_per_update = {per_update}: change '
                          'one of them')
     if settings.get('n_decay') and settings.get('inverse_decay'):
         raise ValueError(f'n_decay = {settings["n_decay"]} and inverse_decay = {settings["inverse_decay"]}: the '

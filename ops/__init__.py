@@ -7,7 +7,8 @@ information.
 `tiled` is a quicker way for 3x3 convolutions on a CPU, and `tiled_sums` for augmented ones, with loops that Numba
 compiles in `loops`. `meta_learners` has the meta learner's two coordinate-wise networks, `memory` the reading of the
 memory, `pooling` and `normalization` what stands between convolutions. `lazy`, `bounds` and `gradients` are about fast
-weights that need not be made, `kernels` about a GPU.
+weights that need not be made, `kernels` and `device` about a GPU. `preprocessing` and `pieces` serve the meta learner,
+`blocks` shares work out among threads, `checks` refuses bad input.
 
 Nothing here can be differentiated twice: the paper's meta information is a constant (first order). Every module takes
 Chainer from `compat`.

@@ -55,7 +55,7 @@ class Gradients(collections.abc.Sequence):
         return Gradients(loss, [variables[i] for i in places])
 
     def limit(self):
-        """What no entry exceeds in absolute value; inf where that isn't known, or not asked before they are there."""
+        """What no entry exceeds in absolute value; inf where that isn't known, or once they are there."""
         if self._arrays is not None:
             return math.inf
         limits = norms(*self._graph)

@@ -1,4 +1,4 @@
-"""The meta learner's two networks, m and d, coordinate by coordinate (sections 3.1 and 3.2.2 of the paper)."""
+"""The meta learner's two networks, m and d, coordinate by coordinate (section 3.1 of the paper)."""
 import math
 
 import numpy
@@ -41,11 +41,10 @@ class _Coordinatewise(_PerCoordinate):
     """The network's products, for many coordinates at a time.
 
     Coordinates whose gradients are all zero, which dead activations leave behind, share one output, computed once; not
-    on a GPU.
-    Nothing but the other coordinates is kept for the backward pass: a block's activations are cheaper to compute again
-    in cache than to fetch from memory. Within a block, NumPy's calls work on several chunks of coordinates at once: the
-    threads hold each other up between calls, so these are long, while each matrix product stays small enough for BLAS's
-    quick path.
+    on a GPU. Nothing but the other coordinates is kept for the backward pass: a block's activations are cheaper to
+    compute again in cache than to fetch from memory. Within a block, NumPy's calls work on several chunks of
+    coordinates at once: the threads hold each other up between calls, so these are long, while each matrix product
+    stays small enough for BLAS's quick path.
     """
 
     def _cut(self):

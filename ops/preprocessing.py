@@ -10,24 +10,23 @@ P = 7  # the exponent that parts large gradients from small ones
 EPSILON = float(numpy.finfo(numpy.float32).eps)
 
 
-def preprocess(gradient, p=P, out=None):
-    """Two channels, magnitude and sign, of each gradient (section 4 of the paper, after Andrychowicz et al. 2016).
+def preprocess(gradient, out=None):
+    """Two channels, magnitude and sign, of each gradient (Andrychowicz et al., 2016, appendix A).
 
     Args:
         gradient: float array of any shape.
-        p: the exponent that parts large gradients from small ones, a whole number.
         out: a pair of arrays of that shape to write them to; None for new ones.
 
     Returns:
-        A pair of arrays of that shape: max(log(|g| + eps) / p, -1), and clip(g * e^p, -1, 1).
+        A pair of arrays of that shape: max(log(|g| + eps) / P, -1), and clip(g * e^P, -1, 1).
     """
     xp = cuda.get_array_module(gradient)
     magnitude, sign = out or (xp.empty_like(gradient), xp.empty_like(gradient))
     if xp is not numpy:
-        kernels.preprocess(gradient, p, magnitude, sign)
+        kernels.preprocess(gradient, P, magnitude, sign)
     else:
-        numpy.maximum(logarithm(gradient) / p, -1, out=magnitude)
-        numpy.clip(gradient * math.exp(p), -1, 1, out=sign)
+        numpy.maximum(logarithm(gradient) / P, -1, out=magnitude)
+        numpy.clip(gradient * math.exp(P), -1, 1, out=sign)
     return magnitude, sign
 
 

@@ -239,6 +239,20 @@ REMEDY = ('make the file anew, with one array a class: uint8, or float in [0, 1]
           '(n_images, H, W, 3)')
 
 
+def write_arrays(path, arrays):
+    """Write {name: array} to an npz file, without pickles; it appears under its name only when it is complete.
+
+    `read_npz` reads it. Unlike np.savez it takes an array called 'file'.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, array in arrays.items():
+            with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+
 def load_classes(path):
     """Read a data set from an npz file that holds one array a class, under the class's name.
 
@@ -308,11 +322,7 @@ def save_classes(path, classes):
             raise ValueError(f'class {name!r} cannot be written to {path}: {error}; give uint8, or float in [0, 1], of '
                              'shape (n_images, H, W) or (n_images, H, W, 3)') from error
     check_one_shape(arrays, path)
-    # np.savez takes no classes called 'file'.
-    with replacing(path) as file, zipfile.ZipFile(file, 'w', zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for name, images in arrays.items():
-            with archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
-                np.lib.format.write_array(member, images, allow_pickle=False)
+    write_arrays(path, arrays)
 
 
 def to_uint8(images):

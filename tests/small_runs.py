@@ -58,8 +58,8 @@ class Classifier(chainer.Chain):
         yield {'alive/l1': [0.25, 0.75], 'alive/l2': []}
 
 
-def run(out, n_epoch, stop_at=-1, n_episodes=3, n_averaged=1, n_decay=0, alpha=1e-3, source='synthetic strokes',
-        inverse_decay=0, before=lambda trainer: None):
+def run(out, n_epoch, stop_at=-1, n_episodes=3, n_episodes_per_update=1, n_decay=0, alpha=1e-3,
+        source='synthetic strokes', inverse_decay=0, before=lambda trainer: None):
     """Trains a `Classifier` on synthetic strokes, and returns it; `before` gets the trainer when all else is ready."""
     out = str(out)
     settings = {'out': out, 'n_epoch': n_epoch, 'n_decay': n_decay, 'alpha': alpha, 'data': source}
@@ -69,7 +69,7 @@ def run(out, n_epoch, stop_at=-1, n_episodes=3, n_averaged=1, n_decay=0, alpha=1
     optimizer.add_hook(Clipping(10))
     claim(out, settings, {})
     updater = EpisodeUpdater(model, optimizer, StopAt(stop_at, CLASSES, 3, 1, 2, rotate=True, seed=0), n_episodes,
-                             n_averaged)
+                             n_episodes_per_update)
     trainer = training.Trainer(updater, Epochs(n_epoch), out)
     average = beyond.Average(model, 0.9)
     trainer.extend(average)

@@ -128,14 +128,14 @@ def test_the_average_forgets_at_its_rate_and_training_does_not_see_it():
 
 
 def test_several_episodes_make_an_update_with_their_mean_gradient():
-    def learn(episodes, n_averaged):
+    def learn(episodes, n_episodes_per_update):
         np.random.seed(0)
         model = Classifier()
         optimizer = chainer.optimizers.SGD(1).setup(model)
         episodes = iter(episodes)
         source = sampler()
         source.sample = lambda: next(episodes)
-        updater = EpisodeUpdater(model, optimizer, source, 4, n_averaged)
+        updater = EpisodeUpdater(model, optimizer, source, 4, n_episodes_per_update)
         observation, reporter = {}, chainer.Reporter()
         reporter.add_observer('main', model)
         with reporter.scope(observation):
@@ -154,11 +154,11 @@ def test_several_episodes_make_an_update_with_their_mean_gradient():
     assert (updater.iteration, updater.previous_epoch_detail, updater.is_new_epoch) == (2, 0, False)
 
 
-def rates(n_updates, epoch_size, n_averaged, n_epoch, n_decay, inverse_decay=0):
+def rates(n_updates, epoch_size, n_episodes_per_update, n_epoch, n_decay, inverse_decay=0):
     """The learning rate after each update."""
     model = Classifier()
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
-    shift = decay(EpisodeUpdater(model, optimizer, sampler(), epoch_size, n_averaged), n_epoch, n_decay,
+    shift = decay(EpisodeUpdater(model, optimizer, sampler(), epoch_size, n_episodes_per_update), n_epoch, n_decay,
                   inverse_decay)
     result = []
     for _ in range(n_updates):
@@ -168,7 +168,7 @@ def rates(n_updates, epoch_size, n_averaged, n_epoch, n_decay, inverse_decay=0):
 
 
 def test_averaged_runs_log_and_decay_by_episodes(tmp_path):
-    run(tmp_path, 2, n_episodes=4, n_averaged=2, n_decay=2)
+    run(tmp_path, 2, n_episodes=4, n_episodes_per_update=2, n_decay=2)
     assert [row['iteration'] for row in rows(tmp_path)] == ['4', '8']
     np.testing.assert_allclose(rates(8, 6, 3, n_epoch=4, n_decay=1), [1e-3] * 6 + [5e-4, 0], atol=1e-12)
 

@@ -357,7 +357,7 @@ def test_a_run_starts_from_a_trained_model(script, trained, capsys):
              '--inserted_scale=0')
     train(script, *words)
     printed = capsys.readouterr().out
-    assert f'(4 filters, last iterate, started from {start}, alpha 1e-30) trained 4-way' in printed
+    assert f'(4 filters, last iterate, started from {start}, inserted scale 0.0, alpha 1e-30) trained 4-way' in printed
     call(script, '--evaluate=there/model.npz', '--n_outputs_test=5', '--n_queries_test=2', '--n_final_episodes=3',
          '--inserted_scale=0')
     assert capsys.readouterr().out.splitlines() == printed.splitlines()[-2:]

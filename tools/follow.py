@@ -91,7 +91,7 @@ def follow(updater, n_episodes):
     """Trains on; yields a row after every `STEP` episodes, a dict. Attention and spread are of the last update."""
     reporter = chainer.Reporter()
     reporter.add_observer('main', updater.model)
-    n_updates = STEP // updater.n_averaged
+    n_updates = STEP // updater.n_episodes_per_update
     for _ in range(n_episodes // STEP):
         seen = []
         for i in range(n_updates):
