@@ -7,6 +7,8 @@ clipping).
 import functools
 import math
 
+import numpy
+
 import ops.kernels as kernels
 from metanet import CNN, MLP, FastLayer, Memory, MetaNet, Network, SoftmaxLayer
 from ops.compat import F, chainer, cuda, training
@@ -64,8 +66,9 @@ class CentredMetaNet(MetaNet):
     def meta_learner(self, name, gradients, layers):
         fast = super().meta_learner(name, gradients, layers)
         return [_centred(made(weights), layer.slow().ndim - 1)
-                if layer.kind in self.centred and not isinstance(layer, SoftmaxLayer) else weights
-                for layer, weights in zip(layers, fast)]
+                if layer.kind in self.centred and not isinstance(layer, SoftmaxLayer)
+                and layer.slow().size > len(layer.slow())  # of one input nothing would be left
+                else weights for layer, weights in zip(layers, fast)]
 
 
 def _centred(weights, n_axes):
@@ -290,5 +293,5 @@ def _arrays(model):
         for name in sorted(link._params | link._persistent):
             value = getattr(link, name)
             array = value.array if name in link._params else value
-            if getattr(array, 'dtype', None) is not None and array.dtype.kind == 'f' and array.ndim:
+            if isinstance(array, (numpy.ndarray, cuda.ndarray)) and array.dtype.kind == 'f':
                 yield array

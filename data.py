@@ -10,7 +10,7 @@ import typing
 import numpy as np
 
 from sources.archives import load_classes, save_classes
-from sources.checks import digest_of, image_shape
+from sources.checks import check_one_shape, digest_of, image_shape
 from sources.distortion import MOST, N_DRAWS, distorted
 from sources.files import printable, replacing
 from sources.images import read_character
@@ -70,7 +70,7 @@ class EpisodeSampler:
 
     Raises:
         ValueError: way, shot or n_query is too small, distortion out of its range, there are too few classes or images
-            for them, images are not uint8, or images to rotate are not square.
+            for them, images are not uint8 of one such shape, or images to rotate are not square.
     """
 
     def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np, distortion=0, mirror=False):
@@ -85,8 +85,13 @@ class EpisodeSampler:
             raise ValueError(f'{way}-way episodes need {way} classes, but there are only {len(classes)}: '
                              'lower the way, or load more classes')
         for name, images in classes.items():
-            if images.dtype != np.uint8:
-                raise ValueError(f'the images of class {name!r} are {images.dtype}: give them as uint8, 0 to 255')
+            if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
+                kind = getattr(images, 'dtype', f'a {type(images).__name__}')
+                raise ValueError(f'the images of class {name!r} are {kind}: give an array of uint8, 0 to 255')
+            if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+                raise ValueError(f'the images of class {name!r} have shape {images.shape}: give (n_images, H, W), or '
+                                 '(n_images, H, W, 3) in colour')
+        check_one_shape(classes, 'these classes')
         small = [name for name, images in classes.items() if len(images) < shot + n_query]
         if small:
             raise ValueError(f'an episode needs shot + n_query = {shot + n_query} images of a class, but '

@@ -20,6 +20,7 @@ from ops import NormalizedConvolution2D, channels_last, convolution, late_mixtur
 from ops.compat import F, L, chainer
 from ops.gradients import Gradients, part, slow_arrays
 from ops.lazy import looking_once, needed
+from ops.normalization import NORMALIZATIONS
 
 
 class FastLayer(chainer.Link):
@@ -32,13 +33,16 @@ class FastLayer(chainer.Link):
     Args:
         shape: shape of the slow weights, the parameter `W`.
         activation: function applied to each product before the sum; None for none.
+
+    Raises:
+        ValueError, TypeError: a size is missing; the activation is a link, whose parameters the layer would not keep.
     """
 
     kind = 'fc'  # or 'conv': which of the meta learner's parameters make the fast weights
 
     def __init__(self, shape, activation):
         super().__init__()
-        self.activation = activation
+        self.activation = checks.check_layer(shape, activation)
         self.copies = None  # stand in for the slow weights, one for each group of examples
         self.fast = None  # for all examples, or one for each group of examples; several of these: a tuple
         self.group = 1  # consecutive examples to a group
@@ -86,8 +90,8 @@ class FastConvolution2D(FastLayer):
     kind = 'conv'
 
     def __init__(self, in_channels, out_channels, ksize=3, activation=F.relu, pool=False):
-        if ksize % 2 == 0:
-            raise ValueError(f'ksize must be odd for the output to be as large as the input, not {ksize}')
+        if not isinstance(ksize, int) or ksize % 2 == 0:
+            raise ValueError(f'ksize must be an odd number for the output to be as large as the input, not {ksize}')
         super().__init__((out_channels, in_channels, ksize, ksize), activation)
         self.pool = pool
 
@@ -202,12 +206,11 @@ class CNN(Network):
         n_slow: convolutions, from the first, with batch normalisation and no fast weights: 0 in "full", 3 in "partial".
 
     Raises:
-        ValueError: `n_slow` is not from 0 to 5; `forward` gets no such images, or some far beyond [0, 1], such as 255.
+        ValueError: a size is none; `forward` gets no such images, or some far beyond [0, 1], such as 255.
     """
 
     def __init__(self, n_filters=64, activation=F.relu, in_channels=1, image_size=28, n_slow=0):
-        if not 0 <= n_slow <= 5:
-            raise ValueError(f'n_slow = {n_slow}: there are five convolutions, choose 0 to 5')
+        checks.check_cnn(n_filters, in_channels, image_size, n_slow)
         side = -(-image_size // 2 ** 5)
         super().__init__(n_filters * side ** 2)
         self.image_shape = in_channels, image_size, image_size
@@ -288,14 +291,14 @@ class Memory:
         self.values = values
 
     def attention(self, queries):
-        """Softmax over the memory of the cosine between queries (n, d) and keys: (n, n_support)."""
+        """Softmax over the memory of the cosine between queries (n, d) and keys: (n, n_support), none negative."""
         norms = F.matmul(F.sum(queries ** 2, axis=1, keepdims=True), F.sum(self.keys ** 2, axis=1, keepdims=True),
                          transb=True)
         return F.softmax(F.matmul(queries, self.keys, transb=True) / F.sqrt(norms + 1e-6), axis=1)
 
     def read(self, queries):
         """W*, a list of (n, ...): for each query the mean of the values, weighted by attention. Some may wait, too."""
-        return late_mixture(self.attention(queries), self.values)
+        return late_mixture(checks.check_attention(self.attention(queries), len(queries), self), self.values)
 
 
 class MetaNet(chainer.Chain):
@@ -313,7 +316,7 @@ class MetaNet(chainer.Chain):
         n_units: units of the meta learner's hidden layers.
 
     Raises:
-        ValueError: `n_steps` or a way is too small, or `ways` is no list.
+        ValueError: `n_steps` or a way is too small, `ways` is no list, or a parameter is registered twice.
         TypeError: `base` or `embed` is not a `Network`.
     """
 
@@ -336,7 +339,7 @@ class MetaNet(chainer.Chain):
         self.add_ways(ways)
 
     def add_ways(self, ways):
-        """Adds to both networks the softmax layers that they lack for these numbers of classes."""
+        """Adds to both networks the softmax layers that they lack for these ways. Set optimizers up after it."""
         for way in dict.fromkeys(ways):  # in their order: initial weights of the first don't depend on the others
             self.base.add_way(way)
             self.embed.add_way(way)
@@ -358,10 +361,9 @@ class MetaNet(chainer.Chain):
         Raises:
             ValueError: the arrays do not make an episode, or the model has no softmax layer for N classes.
         """
-        way = checks.check_episode(support_x, support_y, query_x, self.m_fc.l1.W.dtype)
+        way = checks.check_episode(support_x, support_y, query_x, self)
         b, u = self.base, self.embed
         b_layers, u_layers = b.fast_layers(way), u.fast_layers(way)                     # steps 1, 2
-
         task_weights = None
         if self.task_level:
             group = max(1, len(support_x) // self.n_steps)                              # examples to a group
@@ -421,33 +423,31 @@ class MetaNet(chainer.Chain):
             layers: the adaptable layers that it belongs to, as many.
 
         Returns:
-            A list of fast weights, in the same order: for m of the same shapes, for d without the first axis. Some may
-            be deferred (`ops.lazy`).
+            Fast weights in that order, some deferred (`ops.lazy`): for m of those shapes, for d without the first axis.
 
         Raises:
             ValueError: the meta information does not fit the layers.
         """
-        checks.check_meta_information(gradients, [array.shape for array in slow_arrays(layers)])
+        checks.check_meta_information(gradients, layers, slow_arrays(layers))
         fast = {}
         for kind in 'conv', 'fc':
             places = [i for i, layer in enumerate(layers) if layer.kind == kind]
             if places:
-                learner = self[f'{name}_{kind}']
-                fast.update(zip(places, learner(part(gradients, places))))
+                fast.update(zip(places, self[f'{name}_{kind}'](part(gradients, places))))
         return [fast[i] for i in range(len(layers))]
 
     def loss(self, episode):
         """Sum of the query set's cross-entropies; reports `loss`, their mean, `accuracy`, and `largest_logit`.
 
         Args:
-            episode: `data.Episode`, on this model's device; a ValueError says what is wrong with its arrays.
+            episode: `data.Episode`, or four such arrays, on this model's device; a ValueError says what is wrong.
 
         Returns:
             chainer.Variable: float32 ().
         """
-        scores = self(episode.support_x, episode.support_y, episode.query_x)
-        labels = checks.check_labels(episode.query_y, *scores.shape)
-        loss = F.sum(F.softmax_cross_entropy(scores, labels, reduce='no'))
+        *inputs, labels = checks.check_four(episode)
+        scores = self(*inputs)
+        loss = F.sum(F.softmax_cross_entropy(scores, checks.check_labels(labels, *scores.shape), reduce='no'))
         chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, labels),
                         'largest_logit': abs(scores.array).max()}, self)
         return loss
@@ -455,14 +455,14 @@ class MetaNet(chainer.Chain):
     def initialize_uniform(self, seed, scale=0.1, way=None):
         """The paper's initial weights: every parameter uniform in [-scale, scale).
 
-        Batch normalisation keeps its scale of 1 and shift of 0: three scales below 0.1 would make the signal vanish.
-        With `way`, softmax layers for other numbers of classes are left alone, too.
+        Normalisations keep their scale of 1 and shift of 0: three scales below 0.1 would make the signal vanish. With
+        `way`, softmax layers for other ways are left alone, too. All else is overwritten: load pretrained parts later.
 
         Raises:
             ValueError: a parameter has no shape yet.
         """
         random = self.xp.random.RandomState(seed)
-        kept = {id(param) for link in self.links() if isinstance(link, L.BatchNormalization)
+        kept = {id(param) for link in self.links() if isinstance(link, NORMALIZATIONS)
                 or (isinstance(link, SoftmaxLayer) and way not in (None, len(link.W))) for param in link.params()}
         for name, param in self.namedparams():
             if not param.is_initialized:

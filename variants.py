@@ -23,7 +23,7 @@ class MetaNetPlus(MetaNet):
     @looking_once
     def forward(self, support_x, support_y, query_x):
         """Algorithm 1 with one more step; arguments, result and errors as of `MetaNet.forward`."""
-        way = check_episode(support_x, support_y, query_x, self.m_fc.l1.W.dtype)
+        way = check_episode(support_x, support_y, query_x, self)
         b, u = self.base, self.embed
         b_layers, u_layers = b.fast_layers(way), u.fast_layers(way)
         group = max(1, len(support_x) // self.n_steps)

@@ -1,4 +1,6 @@
 """What a user may hand to a model: anything else is refused in words, before it can be wrong silently."""
+import numbers
+
 import numpy
 
 from ops.compat import chainer, cuda
@@ -7,13 +9,13 @@ from ops.compat import chainer, cuda
 LARGEST = 20
 
 
-def check_episode(support_x, support_y, query_x, dtype):
+def check_episode(support_x, support_y, query_x, model):
     """Refuses a support set and query examples that do not make an episode.
 
     Args:
         support_x, query_x: float32, or for tokens int32 or int64, (n_support, ...) and (n_query, ...).
         support_y: int32 (n_support,), labels 0 to N - 1, each as often as the others.
-        dtype: what float examples must have, the model's own.
+        model: link; float examples must have the dtype of its parameters.
 
     Returns:
         N, the number of classes.
@@ -21,6 +23,7 @@ def check_episode(support_x, support_y, query_x, dtype):
     Raises:
         ValueError: names the array, its shape and dtype, and what it should be.
     """
+    dtype = next(param.dtype for param in model.params() if param.is_initialized)
     for name, x in ('support_x', support_x), ('query_x', query_x):
         tokens = _is_array(x) and x.dtype.kind == 'i' and x.dtype.itemsize >= 4
         if not tokens and not (_is_array(x) and x.dtype == dtype):
@@ -68,6 +71,76 @@ def check_labels(query_y, n, way):
     return query_y
 
 
+def check_four(episode):
+    """Refuses what is not four arrays: support_x, support_y, query_x, query_y; returns them.
+
+    Raises:
+        ValueError: says what it is instead.
+    """
+    if not isinstance(episode, (tuple, list)) or len(episode) != 4:
+        n = f' of {len(episode)}' if isinstance(episode, (tuple, list)) else ''
+        raise ValueError(f'the episode is a {type(episode).__name__}{n}: give a data.Episode, four arrays, support_x, '
+                         'support_y, query_x and query_y')
+    return episode
+
+
+def check_layer(shape, activation):
+    """Refuses a shape that lacks a size, and an activation that has parameters of its own; returns the activation.
+
+    Raises:
+        ValueError, TypeError: names what is wrong, and what it should be.
+    """
+    if not all(isinstance(size, (int, numpy.integer)) and size > 0 for size in shape):
+        raise ValueError(f'an adaptable layer of weights {tuple(shape)} lacks a size: give each, as a whole number')
+    if isinstance(activation, chainer.Link):
+        raise TypeError(f'the activation is a link, {type(activation).__name__}, whose parameters the layer would not '
+                        "keep: give a function, or None and call the link, one of the network's, on the layer's output")
+    return activation
+
+
+def check_cnn(n_filters, in_channels, image_size, n_slow):
+    """Refuses sizes that make no `CNN`.
+
+    Raises:
+        ValueError: names what is wrong, and what it should be.
+    """
+    for name, size in ('n_filters', n_filters), ('in_channels', in_channels), ('image_size', image_size):
+        if not isinstance(size, (int, numpy.integer)) or size < 1:
+            raise ValueError(f'{name} = {size!r}: must be a whole number, at least 1; images are square')
+    if not 0 <= n_slow <= 5:
+        raise ValueError(f'n_slow = {n_slow}: there are five convolutions, choose 0 to 5')
+
+
+def check_attention(weights, n, memory):
+    """Refuses what is not the attention of n queries to a memory's examples; on a GPU by shape alone.
+
+    Means of negative fast weights are taken to be negative (`ops.lazy`), which they are if no share is.
+
+    Args:
+        weights: what `memory.attention` returned.
+        n: number of queries.
+        memory: `metanet.Memory`.
+
+    Returns:
+        The weights.
+
+    Raises:
+        ValueError: names what is wrong, and what it should be.
+    """
+    n_support = len(memory.keys)
+    array = weights.array if isinstance(weights, chainer.Variable) else None
+    wanted = f'return a variable of ({n}, {n_support}), of each query the shares of the support examples, none negative'
+    if array is None or array.shape != (n, n_support):
+        raise ValueError(f'attention returned {_words(weights)}: {wanted}')
+    if isinstance(array, numpy.ndarray) and array.min() < 0:
+        raise ValueError(f'attention returned shares down to {array.min():.3g}: {wanted}')
+    for value in memory.values:
+        if getattr(value, 'shape', (n_support,))[0] != n_support:
+            raise ValueError(f'the memory has {value.shape[0]} sets of fast weights for {n_support} support examples: '
+                             'meta_information returns one group for each where `group` is 1')
+    return weights
+
+
 def check_parts(base, embed, network, ways, n_steps):
     """Refuses what makes no `MetaNet`; `network` is the class that base and embed have to be of.
 
@@ -77,10 +150,18 @@ def check_parts(base, embed, network, ways, n_steps):
     for part in base, embed:
         if not isinstance(part, network):
             raise TypeError(f'base and embed must be of a class derived from Network, not {type(part).__name__}')
-    if isinstance(ways, int) or not ways or min(ways) < 2:
+    if isinstance(ways, numbers.Integral) or not ways or min(ways) < 2:
         raise ValueError(f'ways = {ways}: give a list of numbers of classes, each at least 2, such as [5]')
     if n_steps < 1:
         raise ValueError(f'n_steps = {n_steps}: must be at least 1')
+    names = {}
+    for part, link in ('base', base), ('embed', embed):
+        for name, param in link.namedparams():
+            first = names.setdefault(id(param), part + name)
+            if first != part + name:
+                raise ValueError(f'{first} and {part + name} are one parameter: optimizers would step twice, and '
+                                 'a copy of the model would have two. Register a layer once, and call it as often as '
+                                 'you like; base and embed share layers by base_on_keys=True alone')
 
 
 def check_weights(layers, fast, copies):
@@ -107,22 +188,45 @@ def check_losses(losses, n):
     Raises:
         ValueError: names the shape, and what it should be.
     """
-    if losses.shape != (n,):
-        raise ValueError(f'support_losses returned {_words(losses)} for {n} support examples: return ({n},), a loss '
-                         'for each')
+    if not isinstance(losses, chainer.Variable) or losses.shape != (n,):
+        kind = 'an array, ' if _is_array(losses) else ''
+        raise ValueError(f'support_losses returned {kind}{_words(losses)} for {n} support examples: return ({n},), '
+                         'a variable with the loss of each')
     return losses
 
 
-def check_meta_information(gradients, shapes):
-    """Refuses meta information that is not one array (n_groups, ...) for each layer's shape.
+def check_meta_information(gradients, layers, slow):
+    """Refuses meta information that is not one array (n_groups, ...) for each layer, and layers of an unknown kind.
+
+    Args:
+        gradients: what `MetaNet.meta_information` returned.
+        layers: the adaptable layers.
+        slow: their slow weights, as arrays.
 
     Raises:
-        ValueError: names both lists of shapes.
+        ValueError: names what is wrong, and what it should be.
     """
-    found = [tuple(shape[1:]) for shape in getattr(gradients, 'shapes', None) or [g.shape for g in gradients]]
-    if found != list(shapes):
-        raise ValueError(f'meta_information returned arrays (n_groups, ...) of {found} for layers of {list(shapes)}: '
-                         'return one number for each slow weight of each of fast_layers(way), in their order')
+    for layer in layers:
+        if layer.kind not in ('conv', 'fc'):
+            raise ValueError(f"{type(layer).__name__}.kind is {layer.kind!r}: choose 'conv' or 'fc', the set of the "
+                             "meta learner's parameters that it is to have")
+    if hasattr(gradients, 'shapes'):  # of `Gradients`; to look at the arrays would be to make them
+        found = gradients.shapes
+    else:
+        if not isinstance(gradients, (list, tuple)) or not all(map(_is_array, gradients)):
+            raise ValueError(f'meta_information returned {_words(gradients)}: return a list of arrays')
+        found = [array.shape for array in gradients]
+        for array, weights in zip(gradients, slow):
+            if array.dtype != weights.dtype:
+                raise ValueError(f'meta_information returned an array of {array.dtype}: return {weights.dtype}')
+    shapes = [array.shape for array in slow]
+    if [tuple(shape[1:]) for shape in found] != shapes:
+        raise ValueError(f'meta_information returned arrays (n_groups, ...) of {[tuple(shape[1:]) for shape in found]} '
+                         f'for layers of {shapes}: return one number for each slow weight of each of '
+                         'fast_layers(way), in their order')
+    if len({shape[0] for shape in found}) > 1:
+        raise ValueError(f'meta_information returned arrays of {[shape[0] for shape in found]} groups: return as many '
+                         'for each layer')
 
 
 def check_images(x, shape):
@@ -146,8 +250,9 @@ def check_vectors(x, size):
         ValueError: names shape and dtype, and what the shape should be.
     """
     if x.ndim != 2 or x.shape[1] != size:
-        raise ValueError(f'a fully connected layer of {size} inputs got {_words(x)}: give it (n, {size}); of a '
-                         'sequence (n, t, d) take the mean or the last step first, or flatten it')
+        raise ValueError(f'a fully connected layer of {size} inputs got {_words(x)}: give it (n, {size}), n examples; '
+                         'of a sequence (n, t, d) take the mean or the last step first, flatten it to (n, t * d), or '
+                         'call the layer on each step x[:, i]')
 
 
 def _is_array(x):

@@ -7,6 +7,9 @@ from ops.compat import F, L, chainer, type_check
 from ops.pooling import max_pooling
 from ops.tiled import PooledConvolution, loops, plain, suits, tiles_of
 
+# Links that make their input's scale what their parameters say: to draw these at random would take it away.
+NORMALIZATIONS = L.BatchNormalization, L.LayerNormalization, L.GroupNormalization
+
 
 class _NormalizedTiles(PooledConvolution):
     """The ReLU and, where scales are positive, normalisation come to the same after pooling, where there is a quarter

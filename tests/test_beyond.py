@@ -53,6 +53,14 @@ def test_keys_are_centred_where_the_setting_says_so(kinds, uses):
     assert (abs(centred(*task[:3]).array - scores).max() > 1e-6) == (uses is CentredMemory)
 
 
+def test_fast_weights_of_one_input_are_not_centred():
+    np.random.seed(0)
+    model = CentredMetaNet(MLP(1), MLP(1), [2], centred='fc')
+    x, y = np.random.rand(4, 1).astype(np.float32), np.arange(4, dtype=np.int32) % 2
+    first, *_ = fast_weights(model, 'm', x, y, 2)
+    assert first.shape == (4, 1, 1) and made(first).array.any()
+
+
 def test_live_fast_activations_are_counted():
     model = small_model()
     for param in model.m_conv.l3.params():

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from data import Episode
-from metanet import CNN, MLP, FastLinear, MetaNet, Network
+from metanet import CNN, MLP, FastConvolution2D, FastLinear, Memory, MetaNet, Network
 from ops.compat import F, L, chainer
 
 
@@ -165,3 +165,96 @@ def test_networks_that_cannot_adapt_are_refused():
 def test_sequences_are_refused_by_fully_connected_layers():
     with pytest.raises(ValueError, match=r'4 inputs got float32 of \(6, 5, 4\): give it \(n, 4\)'):
         FastLinear(4, 3)(np.zeros((6, 5, 4), np.float32))
+
+
+def test_an_attention_with_negative_shares_is_refused():
+    """A mean of negative fast weights is taken to be negative, and left out where a ReLU comes next."""
+    class Contrast(Memory):
+        def attention(self, queries):
+            return super().attention(queries) - .5
+
+    metanet = MetaNet(MLP(4), MLP(4), [3])
+    metanet.memory = Contrast
+    x = np.random.RandomState(0).rand(3, 4).astype(np.float32)
+    with pytest.raises(ValueError, match='attention returned shares down to -0.*none negative'):
+        metanet(x, Y, x)
+    metanet.memory = type('Turned', (Memory,), {'attention': lambda self, queries: F.transpose(
+        Memory.attention(self, queries))})
+    with pytest.raises(ValueError, match=r'attention returned .*float32 of \(3, 2\)\)?: return a variable of \(2, 3\)'):
+        metanet(x, Y, x[:2])
+
+
+@pytest.mark.parametrize('parts', ['a layer', 'a network', 'base and embed'])
+def test_a_parameter_that_is_registered_twice_is_refused(parts):
+    base, embed = MLP(4), MLP(4)
+    with base.init_scope():
+        if parts == 'a layer':
+            base.again = base.fc1
+        elif parts == 'a network':
+            base.others = chainer.ChainList(base.fc2, L.Linear(4, 4), base.fc2)
+    with pytest.raises(ValueError, match='are one parameter: .*[Rr]egister a layer once'):
+        MetaNet(base, base if parts == 'base and embed' else embed, [3])
+
+
+def test_a_layer_that_is_called_twice_is_fine():
+    class Twice(MLP):
+        def forward(self, x):
+            return self.fc2(self.fc1(self.fc1(x)))
+
+    x = np.random.RandomState(0).rand(3, 4).astype(np.float32)
+    assert MetaNet(Twice(4), MLP(4), [3])(x, Y, x).shape == (3, 3)
+
+
+@pytest.mark.parametrize('make, kind, message', [
+    (lambda: FastLinear(4, 4, L.PReLU()), TypeError, 'the activation is a link, PReLU'),
+    (lambda: FastLinear(None, 4), ValueError, r'weights \(4, None\) lacks a size'),
+    (lambda: FastConvolution2D(1, None), ValueError, 'lacks a size'),
+    (lambda: FastConvolution2D(1, 4, (3, 5)), ValueError, r'an odd number .*, not \(3, 5\)'),
+    (lambda: CNN(4, image_size=(28, 20)), ValueError, r'image_size = \(28, 20\): .* images are square'),
+    (lambda: CNN(4, n_slow=6), ValueError, 'n_slow = 6'),
+    (lambda: MetaNet(MLP(4), MLP(4), np.int64(5)), ValueError, r'ways = 5: give a list'),
+    (lambda: model().loss((X, Y, X)), ValueError, 'the episode is a tuple of 3: give a data.Episode, four arrays'),
+    (lambda: model().loss(X), ValueError, 'the episode is a ndarray: give'),
+])
+def test_parts_and_episodes_that_are_none_are_refused(make, kind, message):
+    with pytest.raises(kind, match=message):
+        make()
+
+
+def test_four_arrays_are_an_episode():
+    assert np.isfinite(model().loss([X, Y, X, Y]).array)
+
+
+@pytest.mark.parametrize('change, message', [
+    (lambda gradients: [g.astype(np.float64) for g in gradients], 'an array of float64: return float32'),
+    (lambda gradients: (g for g in gradients), 'returned a generator: return a list of arrays'),
+    (lambda gradients: [gradients[0][:2], *gradients[1:]], r'arrays of \[2, 6, 6\] groups'),
+    (lambda gradients: [g[:1] for g in gradients], '1 sets of fast weights for 6 support examples'),
+])
+def test_meta_information_of_another_kind_is_refused(change, message):
+    class Wrong(MetaNet):
+        def meta_information(self, *args):
+            return change(super().meta_information(*args))
+
+    np.random.seed(0)
+    x, y = np.random.rand(6, 4).astype(np.float32), np.arange(6, dtype=np.int32) % 3
+    with pytest.raises(ValueError, match=message):
+        Wrong(MLP(4), MLP(4), [3], task_level=False)(x, y, x)
+
+
+def test_a_layer_of_an_unknown_kind_is_refused():
+    metanet = MetaNet(MLP(4), MLP(4), [3])
+    metanet.base.fc1.kind = 'linear'
+    x = np.zeros((3, 4), np.float32)
+    with pytest.raises(ValueError, match="FastLinear.kind is 'linear': choose 'conv' or 'fc'"):
+        metanet(x, Y, x)
+
+
+def test_losses_that_are_no_variable_are_refused():
+    class Wrong(MetaNet):
+        def support_losses(self, network, x, y, way):
+            return super().support_losses(network, x, y, way).array
+
+    x = np.ones((3, 4), np.float32)
+    with pytest.raises(ValueError, match='support_losses returned an array, float32'):
+        Wrong(MLP(4), MLP(4), [3])(x, Y, x)

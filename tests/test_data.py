@@ -363,3 +363,14 @@ def test_one_image_among_thousands_may_be_in_two_parts(tmp_path):
     save_parts(tmp_path, test={'d': many})
     with pytest.raises(ValueError, match='2 of 1000 images'):
         data.mini_imagenet(str(tmp_path))
+
+
+@pytest.mark.parametrize('images, words', [
+    ([[[0]]], "class 'b' are a list: give an array of uint8"),
+    (np.zeros((9, 64), np.uint8), r"class 'b' have shape \(9, 64\): give \(n_images, H, W\)"),
+    (np.zeros((9, 3, 4, 4), np.uint8), r"class 'b' have shape \(9, 3, 4, 4\): give .* \(n_images, H, W, 3\) in colour"),
+    (np.zeros((9, 5, 4), np.uint8), "class 'b' have shape .5, 4., those of class 'a' .4, 4.: resize"),
+])
+def test_a_sampler_refuses_what_are_no_images_of_one_shape(images, words):
+    with pytest.raises(ValueError, match=words):
+        data.EpisodeSampler({'a': np.zeros((9, 4, 4), np.uint8), 'b': images}, 2, 1, 1)

@@ -110,19 +110,20 @@ def test_the_average_forgets_at_its_rate_and_training_does_not_see_it():
             super().__init__()
             with self.init_scope():
                 self.w = chainer.Parameter(np.zeros(2, np.float32))
+                self.one = chainer.Parameter(np.zeros((), np.float32))
                 self.bn = chainer.links.BatchNormalization(2)
 
     model = Learning()
     average = beyond.Average(model, 0.5)
     expected = 0
     for i, value in enumerate([4, 8, 6, -2, 0, 1, 1, 1, 1, 1, 1, 1]):
-        model.w.array[...] = value
-        model.bn.avg_mean[...] = value
+        for array in model.w.array, model.one.array, model.bn.avg_mean:
+            array[...] = value
         average(None)
         kept = min(0.5, (1 + i) / (10 + i))
         expected = kept * expected + (1 - kept) * value
-        np.testing.assert_allclose(average.model.w.array, expected, rtol=1e-5)
-        np.testing.assert_allclose(average.model.bn.avg_mean, expected, rtol=1e-5)
+        for array in average.model.w.array, average.model.one.array, average.model.bn.avg_mean:
+            np.testing.assert_allclose(array, expected, rtol=1e-5)
         assert (model.w.array == value).all()
     assert average.model.w.array.dtype == np.float32
 

@@ -309,6 +309,15 @@ def test_initialize_uniform_leaves_batch_normalisation_alone():
     assert abs(model.base.conv1.W.array).max() < 0.1
 
 
+def test_initialize_uniform_leaves_other_normalisations_alone():
+    network = MLP(4)
+    with network.init_scope():
+        network.layer, network.groups = chainer.links.LayerNormalization(4), chainer.links.GroupNormalization(2, 4)
+    MetaNet(network, MLP(4), [3]).initialize_uniform(seed=0)
+    for link in network.layer, network.groups:
+        assert (link.gamma.array == 1).all() and (link.beta.array == 0).all()
+
+
 def test_a_network_of_ones_own_learns():
     class Mine(Network):
         def __init__(self):

@@ -70,6 +70,8 @@ def test_a_network_of_ones_own_learns(episode):
 
 
 @pytest.mark.parametrize('word, path', [('class MLP', 'README.md'), ('class FastEmbedID', 'docs/extending.md'),
+                                        ('class FastConvolution1D', 'docs/extending.md'),
+                                        ('class OneLayer', 'docs/extending.md'),
                                         ('class SquaredError', 'docs/extending.md')])
 def test_an_example_needs_no_other_import(word, path):
     done = subprocess.run([sys.executable, '-c', example(word, path)], cwd=ROOT, capture_output=True, text=True)
@@ -109,6 +111,29 @@ def test_token_groups_have_tables_of_their_own():
     layer.group = 2
     y = layer.product(x, [metanet.chainer.Variable(tables)], relu=False).array
     assert (y == np.stack([tables[0][x[0]], tables[0][x[1]], tables[1][x[2]]])).all()
+
+
+def test_a_convolution_of_ones_own_has_weights_for_each_group():
+    names = names_of(example('class FastConvolution1D', 'docs/extending.md'))
+    F, random = metanet.F, np.random.RandomState(0)
+    layer = names['FastConvolution1D'](2, 3, stride=2)
+    x = random.randn(5, 2, 8).astype(np.float32)
+    kernels = random.randn(3, 3, 2, 3).astype(np.float32)
+    layer.group = 2  # the last group has one
+    y = layer.product(x, [layer.W, metanet.chainer.Variable(kernels)], relu=True).array
+    each = [F.relu(F.convolution_1d(x[i:i + 1], kernels[i // 2], stride=2, pad=1)).array for i in range(5)]
+    expected = np.concatenate(each) + F.relu(F.convolution_1d(x, layer.W, stride=2, pad=1)).array
+    assert y.shape == (5, 3, 4)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_meta_learner_of_ones_own_learns():
+    model = names_of(example('class OneLayer', 'docs/extending.md'))['model']
+    random = np.random.RandomState(0)
+    x, y = random.randn(5, 64).astype(np.float32), np.arange(5, dtype=np.int32)
+    before = arrays(model)
+    losses = train(model, data.Episode(x, y, x + 0.1, y))
+    assert losses[-1] < losses[0] and '/m_fc/out/W' in moved(model, before)
 
 
 def test_another_loss_makes_other_gradients(episode):

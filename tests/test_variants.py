@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import data
-from metanet import CNN, MLP, FastLinear, augmented
+from metanet import CNN, MLP, FastLinear, MetaNet, augmented
 from ops import bounds, tiled
 from ops.compat import F, chainer
 from variants import MetaNetPlus
@@ -76,3 +76,24 @@ def test_it_learns_and_works_on_keys_too():
         losses.append(float(model.loss(task).array))
         optimizer.update(model.loss, task)
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_meta_learner_of_ones_own():
+    class Sum(chainer.Chain):
+        def forward(self, gradients):
+            return [-chainer.as_variable(gradient) for gradient in gradients]
+
+    np.random.seed(0)
+    model = MetaNet(MLP(4), MLP(4), ways=[3], task_level=False)
+    del model.m_fc
+    with model.init_scope():
+        model.m_fc = Sum()
+    x, y = np.random.rand(3, 4).astype(np.float32), np.arange(3, dtype=np.int32)
+    attention = model.memory(model.embed(x), []).attention(model.embed(x)).array
+    *_, gradients = model.meta_information(model.base, x, y, 3, 1)
+    layers = model.base.fast_layers(3)
+    fast = [-np.tensordot(attention, gradient, 1) for gradient in model.meta_information(model.base, x, y, 3, 1)]
+    hidden = x[:, :, None]
+    for layer, weights in zip(layers, fast):
+        hidden = sum(np.maximum(w @ hidden, 0) if layer.activation else w @ hidden for w in (layer.W.array, weights))
+    np.testing.assert_allclose(model(x, y, x).array, hidden[:, :, 0], rtol=1e-5)
