@@ -85,10 +85,10 @@ class EpisodeSampler:
             raise ValueError(f'{way}-way episodes need {way} classes, but there are only {len(classes)}: '
                              'lower the way, or load more classes')
         for name, images in classes.items():
-            if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
-                kind = getattr(images, 'dtype', f'a {type(images).__name__}')
+            kind = getattr(images, 'dtype', f'a {type(images).__name__}')
+            if kind != np.uint8:
                 raise ValueError(f'the images of class {name!r} are {kind}: give an array of uint8, 0 to 255')
-            if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+            if len(images.shape) not in (3, 4) or images.shape[3:] not in ((), (3,)):
                 raise ValueError(f'the images of class {name!r} have shape {images.shape}: give (n_images, H, W), or '
                                  '(n_images, H, W, 3) in colour')
         check_one_shape(classes, 'these classes')

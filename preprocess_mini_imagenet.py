@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 from sources import images
 from sources.archives import open_npz
-from sources.files import NO_ROOM, printable, replacing
+from sources.files import NO_BAR, NO_ROOM, alone, printable, replacing
 from sources.imagenet import locate
 from sources.splits import InputError, read_splits, refuse_packed, stop_on
 
@@ -259,11 +259,18 @@ def run(source, splits, output, size, workers):
     wanted = {split: classes for split, classes in listed.items() if split not in finished}
     if not wanted:
         return
-    classes = {label: names for split in wanted.values() for label, names in split.items()}
     places = locate(source, wanted, listed, output)
+    folder = prepare(output)
+    with alone(output):
+        make(source, wanted, places, folder, output, size, workers)
+    say(f'{time.perf_counter() - begin:.0f} seconds')
 
+
+def make(source, wanted, places, folder, output, size, workers):
+    """Make the npz files of the splits `wanted` of the images in `places`, by way of files in `folder`; see `run`."""
+    classes = {label: names for split in wanted.values() for label, names in split.items()}
     # A partial result's name depends on all that the result depends on, so that runs never mix.
-    folder, partials, states = prepare(output), {}, {}
+    partials, states = {}, {}
     for label, names in classes.items():
         for path in {path for path, _, _ in places[label]} - states.keys():
             state = os.stat(path)
@@ -276,7 +283,7 @@ def run(source, splits, output, size, workers):
     n_largest = max(sum(map(len, split.values())) for split in wanted.values())
     check_room(output, (n_to_do + n_largest) * size * size * 3)
     with threads(workers) as pool, tqdm(
-            total=n_images, initial=n_images - n_to_do, desc='Decoding', unit=' images', disable=None) as bar:
+            total=n_images, initial=n_images - n_to_do, desc='Decoding', unit=' images', disable=NO_BAR) as bar:
         empty = [label for label in to_do
                  if not make_class(classes[label], places[label], size, partials[label], pool, bar)]
     stop_on([f'{label}: none of its images in {source} can be decoded' for label in empty],
@@ -295,7 +302,6 @@ def run(source, splits, output, size, workers):
         say(f'{folder} holds {len(left)} files of interrupted runs with other settings: remove it if you need none')
     else:
         os.rmdir(folder)
-    say(f'{time.perf_counter() - begin:.0f} seconds')
 
 
 def main(argv=None):

@@ -12,9 +12,11 @@ stopped, and does not repeat what is done. A run's numbers are those of its own 
 """
 import argparse
 import glob
+import json
 import os
 import subprocess
 import sys
+import zlib
 
 from reproduction import engines, plan
 from reproduction.progress import Progress, table_of, write_table
@@ -107,10 +109,11 @@ def reproduce(args):
     os.makedirs(args.out, exist_ok=True)
     tasks = [plan.task_of(part, args.out, args.quick, args.further) for part in parts]
     accuracies = accuracies_of(args.what)
-    path = os.path.join(args.out, '_'.join(args.what)[:60] + '.md')
+    own = f'_{zlib.crc32(json.dumps(args.further).encode()):08x}' if args.further else ''  # another table than without
+    path = os.path.join(args.out, '_'.join(args.what)[:60] + own + '.md')
 
     def table():
-        return table_of(parts, progress.outcomes, accuracies, args.quick)
+        return table_of(parts, progress.outcomes, accuracies, args.quick, args.further)
 
     progress = Progress(tasks, lambda: write_table(path, table()))
     jobs = min(args.jobs, len(tasks))

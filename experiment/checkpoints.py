@@ -11,7 +11,7 @@ from experiment.console import fail, warn
 from experiment.settings import shortened
 from ops.compat import chainer, training
 from sources.archives import read_npz, write_arrays
-from sources.files import clear_strays, replacing
+from sources.files import alone, clear_strays, replacing
 
 # Settings that a continued run may change: where it runs and its final test. Where no learning rate depends on it,
 # `claim` adds n_epoch.
@@ -61,6 +61,11 @@ def claim(out, settings, earlier):
             snapshots are; or the learning rate of a new run is to fall over more epochs than it has.
         OSError: it cannot be written to.
     """
+    with alone(out, name='.claim'):  # of two that begin at once one finds the other's settings
+        _claim(out, settings, earlier)
+
+
+def _claim(out, settings, earlier):
     path = os.path.join(out, 'settings.json')
     changeable = CHANGEABLE if settings.get('n_decay') else CHANGEABLE + ('n_epoch',)
     own = json.loads(json.dumps({name: value for name, value in settings.items() if name not in changeable}))
@@ -82,7 +87,9 @@ def claim(out, settings, earlier):
         raise ValueError(f'n_decay = {settings["n_decay"]}: the learning rate can fall over n_epoch = '
                          f'{settings["n_epoch"]} epochs at most, lower it')
     names = os.listdir(out) if os.path.isdir(out) else []
-    left = [name for name in names if re.fullmatch(r'log|log\.csv|model\.npz|final_test(_[23])?\.csv', name)
+    # A run that was killed in its first epoch may have left a best model, and goes on.
+    best = '' if os.path.lexists(path) else r'|best(_average)?\.npz'
+    left = [name for name in names if re.fullmatch(r'log|log\.csv|model\.npz|final_test(_[23])?\.csv' + best, name)
             and os.path.isfile(os.path.join(out, name))]
     if left and not snapshots(out):
         raise ValueError(f'the folder {out} holds {min(left)} of a run, but no snapshot to go on from: put that back, '
@@ -116,7 +123,7 @@ def _read_settings(path):
     damaged = f'{path} is damaged (%s): {ANOTHER_FOLDER}'
     if not os.path.isfile(path):
         raise ValueError(damaged % 'it is no file')
-    with open(path, encoding='utf-8') as file:
+    with open(path, encoding='utf-8-sig') as file:  # some editors begin a file with a mark
         try:
             return parse_settings(file.read(MAX_SETTINGS + 1))
         except ValueError as error:
@@ -201,7 +208,7 @@ def _keep(path, epoch_size):
     epochs = _episodes(name) // epoch_size
     warn(f'the training loss has jumped: the run may be breaking down. Its last good snapshot is kept as {kept}. To '
          f'end a run there, copy it, as {name}, and settings.json, with n_epoch = {epochs} in it, to another folder, '
-         f'and give that run this folder (out) and n_epoch = {epochs}')
+         f'with best models if there are some, and give that run this folder (out) and n_epoch = {epochs}')
 
 
 def loss_rise(rows):

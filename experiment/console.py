@@ -79,7 +79,9 @@ class Stop:
         self.pressed = False
 
     def __enter__(self):
-        self.waits = threading.current_thread() is threading.main_thread()
+        # Where Ctrl-C is to be ignored, as in the background of a shell's script, it stays so.
+        self.waits = (threading.current_thread() is threading.main_thread()
+                      and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
         if self.waits:
             self.previous = signal.signal(signal.SIGINT, self.press)
         return self

@@ -114,10 +114,10 @@ def load_model(path, ways, inserted_scale, weights, build, usual_classes, checks
     return model, settings
 
 
-def take_weights(out, path, load, model, way):
+def take_weights(out, path, load, model, run):
     """Gives the model of a new run the weights of a trained one.
 
-    Of its softmax layers it takes that for `way` classes if the other was trained for them. All others stay the run's
+    Of its softmax layers it takes that for the run's way if the other was trained for it. All others stay the run's
     own, as they are made again where its model is loaded.
 
     Args:
@@ -125,16 +125,21 @@ def take_weights(out, path, load, model, way):
         path: npz of the trained model.
         load: function of the path and of ways to add, none here, that returns it and its settings.
         model: on the CPU.
-        way: that the run trains.
+        run: the settings of the run, a dict.
 
     Raises:
-        ValueError: the file is no model, or of other networks.
+        ValueError: the file is no model, of other networks, or was trained on classes that the run tests on.
         OSError: it cannot be read.
     """
     if snapshots(out):
         return
     trained, settings = load(path, ())
-    same = settings['n_outputs_train'] == way
+    splits = settings.get('split'), run.get('split')
+    # All that 'dev' trains on, 'previous' trains on, too.
+    if settings['data'] == run['data'] == 'Omniglot' and splits[0] != splits[1] and splits != ('dev', 'previous'):
+        raise ValueError(f'start_from = {path!r} was trained on characters of the split {splits[0]!r}, some of which '
+                         f'are test characters of split = {splits[1]!r}: give a model of that split')
+    same = settings['n_outputs_train'] == run['n_outputs_train']
     its = {name: array for name, array in _arrays(trained).items() if same or '/softmax' not in name}
     own = {name: array for name, array in _arrays(model).items() if '/softmax' in name}
     try:

@@ -162,8 +162,9 @@ def _add_row(path, row):
             raise ValueError('it is no file')
         with open(path, newline='', encoding='utf-8') as file:
             table = csv.DictReader(file)
+            names = table.fieldnames or row  # an empty file is a new one
             rows = [other for other in table if other != row]
-        if 'trained' not in (table.fieldnames or row) or any(None in other or None in other.values() for other in rows):
+        if 'trained' not in names or any(None in other or None in other.values() for other in rows):
             raise ValueError('it is no table of results')
     rows.append(row)
     with replacing(path, 'w', newline='', errors='backslashreplace') as file:

@@ -190,6 +190,16 @@ def refuse_conflicts(given, trained):
                              f'{shortened(trained[name])}: leave that setting out')
 
 
+def refuse_folder(given):
+    """Refuses a folder for the results of a test, by the names that the command line gave: they are only printed.
+
+    Raises:
+        ValueError: says so.
+    """
+    if 'out' in given:
+        raise ValueError('out is given, but with evaluate nothing is saved: leave it out, and keep what is printed')
+
+
 def refuse_images(trained, shape, where):
     """Refuses images of another kind than a model was trained on.
 

@@ -138,7 +138,8 @@ def run(settings):
             data.EpisodeSampler(part, n_outputs_train, 1, n_queries, rotate=not i, seed=(seed, i), xp=device.xp)
             for i, part in enumerate((classes, new_classes)))
         channels, image_size = data.image_shape(classes)
-        settings = dict(settings, data=source, channels=channels, image_size=image_size)
+        digest = data.digest_of(source, classes, new_classes)
+        settings = dict(settings, data=source, data_digest=digest, channels=channels, image_size=image_size)
         model, *others = (build(settings, filters, number)
                           for number, filters in enumerate(sizes))
         for one in model, *others:

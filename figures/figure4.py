@@ -94,6 +94,7 @@ class Permuted:
     def __init__(self, images, order):
         self.images = images
         self.order = order
+        self.shape = images.shape
 
     def __len__(self):
         return len(self.images)
@@ -178,7 +179,8 @@ def run(settings):
         if shapes[0] != shapes[1]:
             raise ValueError(f'characters have (channels, size) {shapes[0]}, but digits {shapes[1]}: give others that '
                              'have the same (input_path)')
-        settings = dict(settings, data=f'{omniglot_name}, then {mnist_name}')
+        source = f'{omniglot_name}, then {mnist_name}'
+        settings = dict(settings, data=source, data_digest=data.digest_of(source, characters, new_characters, digits))
         del settings['mnist_path']  # another run may find them elsewhere
         orders = np.random.RandomState([seed, 2])
         orders = [orders.permutation(digits['0'][0].size) for _ in range(n_permutations)]

@@ -52,6 +52,9 @@ def run():
     """Tests all models on the same episodes."""
     with plain_errors():
         check_names(out, 'figure5.csv', 'figure5.png')
+        table = os.path.join(out, 'figure5.csv')
+        if os.path.lexists(table):
+            raise FileExistsError(f'{table} has the results of an earlier test: give another folder (out), or move it')
         device = use_device(gpu)
         _, digits, source = data.mnist(mnist_path or None)
         loaded = []
@@ -72,9 +75,8 @@ def run():
                    {len(digits): paper}, lambda row, trained=trained: rows.append({**row, 'seed': trained['seed']}))
     with plain_errors():
         os.makedirs(out, exist_ok=True)
-        path = os.path.join(out, 'figure5.csv')
-        write_table(path, rows)
-        draw(path, os.path.join(out, 'figure5.png'))
+        write_table(table, rows)
+        draw(table, os.path.join(out, 'figure5.png'))
 
 
 def draw(path, picture):

@@ -145,6 +145,9 @@ def _steps(task, folder):
 def _run_script(root, folder, words, say, stopping, alone):
     """Runs a script to its end; returns its exit code, its output, and whether it was asked to stop."""
     environment = dict(os.environ, PYTHONUNBUFFERED='1', PYTHONIOENCODING='utf-8')
+    for name in 'OMNIGLOT_DIR', 'MNIST_DIR':  # the script runs in the project's folder
+        if environment.get(name):
+            environment[name] = os.path.abspath(environment[name])
     if not alone:
         environment.update(dict.fromkeys(THREADS, '1'))
     # Apart from the terminal's Ctrl-C, which is passed on once.

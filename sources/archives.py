@@ -153,6 +153,8 @@ class Archive:
             return None
         with self.plain_errors(name):
             start = self._data_start(member)
+            if zlib.crc32(content[start:start + member.file_size]) != member.CRC:
+                raise ValueError('its checksum is wrong')
             return np.asarray(content[start + size:start + member.file_size]).view(dtype).reshape(shape)
 
 

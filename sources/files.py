@@ -15,6 +15,7 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 MAX_TRIES = 100  # to open a temporary file
 # What `open` or `write` fail with when there is no room for a file.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
+NO_BAR = True if sys.stderr is None else None  # what tqdm's `disable` is to be: None shows a bar in a terminal alone
 UNKNOWN_CALL = {errno.EINVAL, errno.ENOSYS, getattr(errno, 'ENOTSUP', errno.EINVAL)}
 
 
@@ -26,8 +27,8 @@ def replacing(path, mode='wb', **options):
     """Open a temporary file beside `path`, which takes that name only if the block succeeds.
 
     Until then an older file stays intact. A power cut loses nothing either: the content is on the disk before the file
-    gets its name, and the name before the block is left. The temporary file is called `path`.PID.part; those of killed
-    writers are removed first.
+    gets its name, and the name before the block is left. The temporary file is called `path`.NUMBER.part; those of
+    killed writers are removed first.
 
     Args:
         path: of the file; its folder is made if need be.
@@ -46,7 +47,7 @@ def replacing(path, mode='wb', **options):
     if 'b' not in mode:
         options.setdefault('encoding', 'utf-8')
     folder = os.path.dirname(path) or '.'
-    temporary = f'{path}.{os.getpid()}.part'
+    temporary = f'{path}.{int.from_bytes(os.urandom(4), "big")}.part'  # containers give many processes one number
     try:
         os.makedirs(folder, exist_ok=True)
         clear_strays(path)

@@ -14,6 +14,7 @@ import tarfile
 
 from tqdm import tqdm
 
+from sources.files import NO_BAR
 from sources.splits import CSV_FILES, PICKLES, InputError, ending, known_counts, packing, pickle_advice, ranked, stop_on
 
 SPLIT_FOLDERS = {'train', 'val', 'dev', 'test', 'images'}
@@ -138,7 +139,7 @@ def _locate_ranks(source, tars, classes, counts):
         print('The classes are not all of mini-ImageNet: whether synsets are complete, without which ranks mean other '
               'images, cannot be checked.', file=sys.stderr)
     places, missing, problems = {}, [], []
-    for synset, names in tqdm(classes.items(), desc='Listing', unit=' synsets', disable=None):
+    for synset, names in tqdm(classes.items(), desc='Listing', unit=' synsets', disable=NO_BAR):
         try:
             files = synset_files(source, tars, synset)
         except InputError as error:
@@ -234,6 +235,9 @@ def _choose(found, name, label, labels, split, unique):
             paths.append(path)
     for place in places:
         paths = [path for path in paths if place & set(path.split('/')[:-1])] or paths
+    # Where the class has a folder, no image of it is elsewhere.
+    if unique and any(label in path.split('/')[:-1] for others in found.values() for path in others):
+        return [path for path in paths if label in path.split('/')[:-1]]
     return paths
 
 
@@ -256,10 +260,10 @@ def _walk(source, wanted):
             with os.scandir(os.path.join(source, folder)) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     path = folder + entry.name
-                    if entry.is_dir():
+                    if os.path.isdir(entry.path):
                         folders.append(path + '/')
                     elif entry.name in wanted:
                         found.setdefault(entry.name, []).append(path)
-                        if not entry.is_file():
+                        if not os.path.isfile(entry.path):
                             odd.add(os.path.join(source, path))
     return found, odd

@@ -129,6 +129,9 @@ def _rgb(image):
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65_535:
             raise ValueError(f'its pixels reach from {values.min()} to {values.max()}, beyond 16 bits')
+        if 0 < values.max() < 4096:
+            raise ValueError(f'its pixels reach to {values.max()} of 65535, so it would be nearly black: scale them to '
+                             '16 bits, for they seem to have 12 or fewer')
         image = Image.fromarray((values // 257).astype(np.uint8))
     if image.mode in ('RGBA', 'LA', 'PA', 'RGBa', 'La') or 'transparency' in image.info:
         image = image.convert('RGBA')

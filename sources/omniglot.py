@@ -6,6 +6,7 @@ import functools
 import hashlib
 import http.client
 import io
+import itertools
 import os
 import posixpath
 import re
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from sources.archives import load_classes, save_classes
 from sources.checks import check_parts
-from sources.files import print_banner, printable, replacing
+from sources.files import NO_BAR, print_banner, printable, replacing
 from sources.synthetic import SIZE, synthetic_strokes
 
 OMNIGLOT_URL = 'https://github.com/brendenlake/omniglot/raw/master/python/'
@@ -105,12 +106,21 @@ def omniglot(input_path='data/omniglot', split='previous', download=True):
             'or set the environment variable OMNIGLOT_DIR to the folder that holds them'))
         classes = list(synthetic_strokes(600).items())
         return dict(classes[:400]), dict(classes[400:]), 'synthetic strokes'
-    if outdated:
-        print(printable(f'{outdated}: made anew.', sys.stderr), file=sys.stderr)
     parts = _split_classes(*map(_read_source, sources), split)
+    aside = [_put_aside(path) for path in kept if os.path.lexists(path)]
+    if outdated:
+        print(printable(f'{outdated}: made anew. What was there is kept as {", ".join(aside)}.', sys.stderr),
+              file=sys.stderr)
     for path, classes in zip(kept, parts):
         save_classes(path, classes)
     return (*parts, 'Omniglot')
+
+
+def _put_aside(path):
+    """Gives a file, which may be the user's own, a name that is free; returns that."""
+    free = next(name for i in itertools.count(1) if not os.path.lexists(name := f'{path}.old{i}'))
+    os.replace(path, free)
+    return free
 
 
 # Kept files and the split ---------------------------------------------------------------------------------------------
@@ -230,7 +240,7 @@ def _download(name):
         with urllib.request.urlopen(OMNIGLOT_URL + name, timeout=NETWORK_TIMEOUT) as response:
             size = response.headers.get('Content-Length')
             total = int(size) if size and size.isdecimal() else None
-            with tqdm(total=total, desc=name, unit='B', unit_scale=True, disable=None) as bar:
+            with tqdm(total=total, desc=name, unit='B', unit_scale=True, disable=NO_BAR) as bar:
                 for chunk in iter(lambda: response.read(1 << 16), b''):
                     chunks.append(chunk)
                     bar.update(len(chunk))
@@ -286,7 +296,7 @@ def _read_drawings(path, zip_name, names, read):
     remedy = _fetch_anew(zip_name)
     classes = {}
     drawings = _sort_drawings(path, zip_name, names)
-    for character in tqdm(sorted(drawings), f'decoding {zip_name}', unit=' characters', disable=None):
+    for character in tqdm(sorted(drawings), f'decoding {zip_name}', unit=' characters', disable=NO_BAR):
         images = []
         for name in drawings[character]:
             try:

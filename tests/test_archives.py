@@ -216,8 +216,6 @@ def test_a_tampered_file_is_refused_in_a_sentence_and_runs_nothing(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(archives, 'MAPPED_SIZE', mapped_size)
     TAMPERED[name](tmp_path / 'x.npz')
-    if name == 'a flipped bit' and mapped_size == 0:
-        return  # mapped images are not read as a whole, so no checksum can be compared
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         with pytest.raises(ValueError, match=r'x\.npz.*make the file anew') as error:

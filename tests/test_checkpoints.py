@@ -6,13 +6,15 @@ import os
 import pickle
 import shutil
 import stat
+import threading
+import time
 
 import numpy as np
 import pytest
 from small_runs import content, ending, rows, run, same
 
 from experiment import checkpoints, loop
-from experiment.checkpoints import check_folder, loss_rise
+from experiment.checkpoints import check_folder, claim, loss_rise
 from ops.compat import chainer
 from sources.files import alone
 
@@ -313,8 +315,38 @@ def test_results_whose_snapshots_are_gone_are_not_replaced(tmp_path, kept):
 
 
 def test_a_best_model_from_before_the_first_snapshot_is_no_obstacle(tmp_path):
-    (tmp_path / 'best.npz').write_bytes(b'x')
+    run(tmp_path / 'whole', 1)
+    (tmp_path / 'killed').mkdir()
+    shutil.copy(tmp_path / 'whole' / 'settings.json', tmp_path / 'killed')
+    (tmp_path / 'killed' / 'best.npz').write_bytes(b'x')
+    run(tmp_path / 'killed', 1)
+
+
+@pytest.mark.parametrize('name', ['best.npz', 'best_average.npz'])
+def test_a_best_model_of_nobody_knows_which_run_is_not_replaced(tmp_path, name):
+    (tmp_path / name).write_bytes(b'x')
+    with pytest.raises(ValueError, match=f'holds {name} of a run, but no snapshot'):
+        run(tmp_path, 1)
+    assert (tmp_path / name).read_bytes() == b'x'
+
+
+def test_settings_may_begin_with_a_mark_of_an_editor(tmp_path):
     run(tmp_path, 1)
+    text = (tmp_path / 'settings.json').read_text()
+    (tmp_path / 'settings.json').write_text(text, encoding='utf-8-sig')
+    run(tmp_path, 2)
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='there are no locks')
+def test_of_two_runs_that_begin_at_once_the_second_finds_the_first(tmp_path):
+    with alone(tmp_path, name='.claim'):
+        thread = threading.Thread(target=claim, args=(str(tmp_path), {'seed': 1}, {}))
+        thread.start()
+        time.sleep(0.2)
+        assert not (tmp_path / 'settings.json').exists()
+    thread.join()
+    with pytest.raises(ValueError, match='another run|other settings: seed'):
+        claim(str(tmp_path), {'seed': 0}, {})
 
 
 def test_an_n_epoch_among_the_settings_is_no_other_setting(tmp_path):

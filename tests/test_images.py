@@ -58,6 +58,12 @@ def test_sixteen_bits_become_eight_and_not_white(kind):
     np.testing.assert_array_equal(np.asarray(decoded), np.repeat((values // 257)[..., None], 3, 2))
 
 
+def test_twelve_bits_in_sixteen_are_refused_for_they_would_be_black():
+    with pytest.raises(ValueError, match='reach to 4095 of 65535, so it would be nearly black: scale them'):
+        images.decode(encode(Image.fromarray(np.array([[0, 4095]], np.uint16)), 'PNG'))
+    assert not np.asarray(images.decode(encode(Image.fromarray(np.zeros((2, 2), np.uint16)), 'PNG'))).any()
+
+
 def test_pixels_beyond_sixteen_bits_and_floats_are_refused():
     with pytest.raises(ValueError, match='from 0 to 70000, beyond 16 bits'):
         images.decode(encode(Image.fromarray(np.array([[0, 70000]], np.int32)), 'TIFF'))

@@ -104,6 +104,10 @@ def test_an_image_of_another_class_is_not_taken_for_a_missing_one(run, tmp_path,
             save(tmp_path / 'in' / f'{label} {split}' / '0001.png', 9)
     error = error_of(run, tmp_path / 'in', splits=tmp_path / 'own')
     assert '1 problem' in error and '0001.png of class pear dev is not below' in error and not decoded
+    # Nor is one of a folder that no split file names, where one class alone has that name.
+    write_own(tmp_path / 'own', {**rows, 'dev': [rows['dev'][0], '0002.png,apple dev']})
+    save(tmp_path / 'in' / 'zebra' / '0002.png', 255)
+    assert '0002.png of class apple dev is not below' in error_of(run, tmp_path / 'in', splits=tmp_path / 'own')
 
 
 def test_a_file_that_is_there_twice_or_would_be_two_images_is_an_error(run, tmp_path, decoded):

@@ -193,6 +193,16 @@ def test_kept_files_of_another_order_and_damaged_ones_are_made_anew(folder, caps
     assert sorted(os.listdir(folder / split)) == before
 
 
+def test_data_of_ones_own_that_look_like_kept_files_are_put_aside(folder, capsys):
+    data.omniglot(folder, 'previous')
+    path = folder / 'previous' / 'train.npz'
+    data.save_classes(path, {name: 255 - images for name, images in reversed(data.load_classes(path).items())})
+    content = path.read_bytes()
+    data.omniglot(folder, 'previous')
+    assert (folder / 'previous' / 'train.npz.old1').read_bytes() == content
+    assert 'train.npz.old1' in capsys.readouterr().err
+
+
 def test_ink_is_255_and_paper_0(folder):
     train, _, _ = data.omniglot(folder)
     for images in train.values():

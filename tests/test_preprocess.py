@@ -1,4 +1,5 @@
 """preprocess_mini_imagenet: from small ImageNets to the three npz files, with interruptions on the way."""
+import functools
 import os
 import shutil
 import subprocess
@@ -26,6 +27,7 @@ from small_imagenet import (
 )
 
 import preprocess_mini_imagenet as preprocess
+from sources.files import alone
 from sources.splits import CSV_FILES
 
 ROOT = os.path.dirname(os.path.abspath(preprocess.__file__))
@@ -251,6 +253,13 @@ def test_a_damaged_class_of_an_interrupted_run_is_made_anew(damage, content, run
     del decoded[:]
     check(run(source))
     assert len(decoded) == 4 * len(RANKS)
+
+
+def test_another_preprocessing_in_the_same_folder_is_refused(content, run, tmp_path, monkeypatch):
+    source = lay_out(content, 'tars', tmp_path / 'in')
+    monkeypatch.setattr(preprocess, 'alone', functools.partial(alone, patience=0))
+    with alone(tmp_path / 'busy'):
+        assert 'another process is at work in the folder' in error_of(run, source, output=tmp_path / 'busy')
 
 
 def test_an_output_that_is_no_folder_or_full_is_refused_before_any_image_is_decoded(

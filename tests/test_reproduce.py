@@ -340,6 +340,16 @@ def test_the_table_has_the_papers_numbers_beside_ours_and_says_what_is_to_come()
     assert '| to come |' in lines[4]
 
 
+def test_runs_with_options_of_ones_own_stand_beside_no_other_numbers():
+    row = {'label': 'MetaNet (last iterate) trained 5-way', 'way': '5', 'shot': '1', 'accuracy': '20.00',
+           'interval': '0.07', 'episodes': '10000'}
+    outcomes = {'5A': {'state': 'done', 'source': 'Omniglot', 'rows': [row]}}
+    parts, paper = plan.choose(['5A']), reproduce.accuracies_of(['table1'])
+    table = progress.table_of(parts, outcomes, paper, further=['--gpu', '0', '--n_filters', '8'])
+    assert '`--n_filters 8`' in table and '20.00' in table and '98.' not in table
+    assert '98.95 %' in progress.table_of(parts, outcomes, paper, further=['--input_path', 'there', '--gpu', '0'])
+
+
 @pytest.mark.parametrize('label, kind', [
     ('MetaNet (last iterate)', 'last'), ('MetaNet (averaged weights, centred: fc)', 'average'),
     ('MetaNet (last iterate, views: shifted, trained on mirrored images)', 'last, views: shifted'),

@@ -1,5 +1,6 @@
 """train_omniglot.py: trainings, tests of a trained model, and the paper's numbers."""
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -14,7 +15,8 @@ from small_scripts import SMALL, STROKES, TEXTURES, call, refusal, save_strokes,
 import data
 import train_omniglot
 from beyond import Views
-from metanet import CNN
+from experiment.models import take_weights
+from metanet import CNN, MetaNet
 
 
 def prepare(folder, patch):
@@ -348,6 +350,27 @@ def test_models_of_earlier_versions_load():
     assert settings['class_of_base'] == 'metanet.CNN' and settings['average_decay'] == 0
     assert train_omniglot.label(settings, 'Omniglot') == (
         'MetaNet (learning rate falling over 86 epochs) trained 5-way, on Omniglot, previous split')
+
+
+@pytest.mark.parametrize('of_model, of_run, fine', [
+    ('previous', 'dev', False), ('previous', 'standard', False), ('standard', 'previous', False),
+    ('dev', 'previous', True), ('dev', 'dev', True)])
+def test_a_run_does_not_start_from_a_model_that_knows_its_test_characters(of_model, of_run, fine, tmp_path):
+    def build(split):
+        settings = {'n_outputs_train': 5, 'data': 'Omniglot', 'split': split}
+        return MetaNet(CNN(2), CNN(2, activation=None), [5]), settings
+
+    model, run = build(of_run)
+    start = functools.partial(take_weights, str(tmp_path), 'x.npz', lambda path, ways: build(of_model), model, run)
+    if fine:
+        start()
+    else:
+        with pytest.raises(ValueError, match=f'characters of the split {of_model!r}, some of which are test char'):
+            start()
+
+
+def test_a_test_takes_no_folder_for_results(script, trained):
+    assert 'with evaluate nothing is saved' in refusal(script, '--evaluate=here/model.npz', '--out=there')
 
 
 def test_a_run_starts_from_a_trained_model(script, trained, capsys):

@@ -235,7 +235,7 @@ def compare(golden, from_our_logits=True):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('files', nargs='+', metavar='FILE.npz')
     passed = True
     for path in parser.parse_args(argv).files:

@@ -145,7 +145,7 @@ def draw_mini_imagenet(runs, paper):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--out', default=os.path.join(ROOT, 'assets'), help='folder of the pictures')
     args = parser.parse_args()
     runs, paper = read_runs(), read_paper()

@@ -18,7 +18,7 @@ ASSETS = os.path.join(ROOT, 'assets')
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--out', default=ASSETS, help='folder of the pictures')
     args = parser.parse_args()
     figure3.draw(sorted(glob.glob(os.path.join(ASSETS, 'figure3_*.csv'))), os.path.join(args.out, 'figure3.png'))

@@ -107,7 +107,7 @@ def draw():
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--out', default=ASSETS, help='folder of the picture')
     args = parser.parse_args()
     draw().figure.savefig(os.path.join(args.out, 'metanet.png'), dpi=100)

@@ -113,6 +113,8 @@ def follow(updater, n_episodes):
 
 def draw(paths, picture):
     """Draws loss, largest logit and attention over the episodes, a line for each csv, named as its file."""
+    if not picture.lower().endswith('.png'):
+        raise ValueError(f'{picture} is no name of a picture: give one that ends with .png (--out)')
     figure, axes = new_picture(11, 3.6, len(DRAWN))
     for path in paths:
         rows = read_table(path)
@@ -129,7 +131,7 @@ def draw(paths, picture):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('paths', nargs='+', help='the folder of a run; with --draw, csv files that --out has written')
     parser.add_argument('--n_episodes', type=int, default=1000, help=f'a multiple of {STEP} (default: 1000)')
     parser.add_argument('--alpha', type=float, help="Adam's learning rate; as all of these, as the run has it")

@@ -30,7 +30,7 @@ class Counter(benchmark.Clock):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--way', type=int, default=5)
     parser.add_argument('--query', type=int, default=10, help='query images a class')
     parser.add_argument('--model', choices=benchmark.MODELS, default='full', help="the paper's")

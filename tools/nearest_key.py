@@ -77,7 +77,7 @@ def compare(path, ways, n_queries, n_episodes, classes, input_path):
 
 
 def main(words=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('path', help='npz of a trained model; of several weights, the average')
     parser.add_argument('--n_outputs_test', type=train_omniglot.CHECKS['n_outputs_test'].read, default=5,
                         metavar='WAYS', help='way, or several: 5,20 (default: 5)')
