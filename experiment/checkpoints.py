@@ -38,7 +38,10 @@ def check_folder(out):
     Raises:
         OSError: it, or the folder to make it in, is no folder or cannot be written to.
     """
-    place = os.path.abspath(out)
+    try:
+        place = os.path.abspath(out)
+    except FileNotFoundError as error:
+        raise FileNotFoundError('the folder that this was started in is gone: change to another one') from error
     while not os.path.lexists(place) and os.path.dirname(place) != place:
         place = os.path.dirname(place)
     if not os.path.isdir(place):

@@ -5,8 +5,8 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from experiment.console import warn
-from experiment.models import save_models
+from experiment.console import plain_errors, warn
+from experiment.models import save_models, settings_in
 from experiment.processes import shared, worth
 from ops.blocks import one_blas_thread
 from ops.compat import chainer, training
@@ -179,14 +179,21 @@ class Best(training.Extension):
         self.test_result = np.array([0, -1, 0, 0], float)
 
     def initialize(self, trainer):
-        if self.test_result[0] and not os.path.exists(self.path):
+        best = int(self.test_result[0])
+        if best and not os.path.exists(self.path):
             warn(f'{self.path} is missing, the best model so far: put it back, or there will be none unless a later '
                  'epoch does better')
+        elif best:
+            with plain_errors():
+                n_trained = settings_in(self.path).get('n_trained', best)
+            if n_trained != best:
+                warn(f'{self.path} is of {n_trained} training episodes, but the best model so far is that of {best}: '
+                     'put that back, or what is reported will be of another one, unless a later epoch does better')
 
     def __call__(self, trainer):
         dev = 100 * trainer.observation[self.dev_accuracy]
         if dev > self.test_result[1]:
-            save_models(self.path, {self.weights: self.model}, self.settings)
+            save_models(self.path, {self.weights: self.model}, dict(self.settings, n_trained=trainer.updater.iteration))
             self.sampler.set_state(self.start)
             results = test(self.model, self.sampler, self.n_episodes)
             chainer.report(dict(zip((f'{self.name}/loss', f'{self.name}/accuracy'), results.mean(axis=0))))

@@ -19,7 +19,7 @@ from experiment.results import final_test, write_results
 from ops.compat import chainer, training
 
 
-def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch):
+def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch, capsys):
     model = Classifier()
     optimizer = chainer.optimizers.Adam().setup(model)
     dev, tests = sampler(1), sampler(2)
@@ -46,6 +46,12 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch):
     saved = Classifier()
     chainer.serializers.load_npz(str(tmp_path / 'best.npz'), saved)
     assert same(saved, model)
+    capsys.readouterr()
+    best.initialize(trainer)
+    assert capsys.readouterr().err == ''
+    best.test_result[0] = 4
+    best.initialize(trainer)
+    assert 'best.npz is of 6 training episodes, but the best model so far is that of 4: put' in capsys.readouterr().err
 
 
 def test_dev_tasks_can_be_the_same_each_epoch():

@@ -69,7 +69,7 @@ class PrototypicalNetwork(chainer.Chain):
 
     def forward(self, support_x, support_y, query_x):
         """Class scores, minus scaled squared distances to the classes' prototypes; shapes as of `MetaNet.forward`."""
-        way = check_episode(support_x, support_y, query_x, np.float32)
+        way = check_episode(support_x, support_y, query_x, self)
         keys = self.embed(np.concatenate((support_x, query_x)))  # normalised as one batch
         support, queries = keys[:len(support_x)], keys[len(support_x):]
         members = np.eye(way, dtype=np.float32)[support_y].T  # (way, n_support)
