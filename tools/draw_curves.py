@@ -24,9 +24,10 @@ PANELS = {  # way: the runs to draw
     5: ('5A', '5F', '5H', '5I', '5M'),
     10: ('10B', '10C', '10E'),
     15: ('15E', '15B', '15C', '15D'),
-    20: ('20A', '20G', '20C', '20E', '20F', '20I'),
+    20: ('20A', '20C', '20E', '20F', '20T', '20U'),
 }
-COLOURS = {'MetaNet': '#1f6fb4', 'MetaNet-': '#3a923a', 'MetaNet, centred': '#d1600d'}
+COLOURS = {'MetaNet': '#1f6fb4', 'MetaNet-': '#3a923a', 'MetaNet, centred': '#d1600d',
+           'MetaNet, centred, fast scaled': '#8456b0'}
 DASHES = '-', (0, (4, 1.8)), (0, (1, 1.2))  # by seed
 WIDTHS = {'last': 1.3, 'average': 2.8}
 COLUMNS = {'last': 'test/{}-way/accuracy', 'average': 'average/test/{}-way/accuracy'}  # of a log
@@ -109,9 +110,9 @@ def draw_omniglot(runs, paper):
         names = {'last': 'last weights', 'average': 'averaged weights'}
         handles += [Line2D([], [], color=GREY, linewidth=WIDTHS[key], label=name) for key, name in names.items()]
     figure.suptitle('Omniglot, 1-shot, characters not seen in training', fontsize=12, y=0.985)
-    figure.legend(handles=handles, loc='upper center', bbox_to_anchor=(0.5, 0.96), ncol=len(handles), frameon=False,
-                  fontsize=9.5)
-    figure.tight_layout(rect=(0, 0, 1, 0.98))
+    figure.legend(handles=handles, loc='upper center', bbox_to_anchor=(0.5, 0.965), ncol=-(-len(handles) // 2),
+                  frameon=False, fontsize=9.5)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
     return figure
 
 
