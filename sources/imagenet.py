@@ -179,10 +179,11 @@ def _locate_names(source, splits, listed, output):
     times = collections.Counter(name for part in listed.values() for names in part.values() for name in names)
     labels = {label for part in listed.values() for label in part} - SPLIT_FOLDERS
     found, odd = _walk(source, {_parts(name)[-1] for name in times})
+    folders = {folder for paths in found.values() for path in paths for folder in path.split('/')[:-1]}
     places, owner, problems, n_missing = {}, {}, [], 0
     for split, label, name in rows:
         paths = [os.path.join(source, path) for path in
-                 _choose(found, name, label, labels, split, times[name] == 1)]
+                 _choose(found, name, label, labels, split, times[name] == 1, label in folders)]
         if not paths:
             n_missing += 1
             problems.append(f'{name} of class {label} is not below {source}'
@@ -214,10 +215,11 @@ def _parts(name):
     return [part for part in name.replace('\\', '/').split('/') if part != '.']
 
 
-def _choose(found, name, label, labels, split, unique):
+def _choose(found, name, label, labels, split, unique, has_folder):
     """The paths among `found` that may be the image `name` of a class: one, if all is well.
 
-    `labels` are those of all classes; `unique` says that the name is listed for one class alone.
+    `labels` are those of all classes; `unique` says that the name is listed for one class alone, `has_folder` that some
+    of the images lie in a folder of the class.
     """
     parts = _parts(name)
     paths, there, places = [], found.get(parts[-1], ()), ({label}, {split, os.path.splitext(CSV_FILES[split])[0]})
@@ -235,8 +237,7 @@ def _choose(found, name, label, labels, split, unique):
             paths.append(path)
     for place in places:
         paths = [path for path in paths if place & set(path.split('/')[:-1])] or paths
-    # Where the class has a folder, no image of it is elsewhere.
-    if unique and any(label in path.split('/')[:-1] for others in found.values() for path in others):
+    if unique and has_folder:  # no image of the class is elsewhere
         return [path for path in paths if label in path.split('/')[:-1]]
     return paths
 
