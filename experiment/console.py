@@ -79,9 +79,7 @@ class Stop:
         self.pressed = False
 
     def __enter__(self):
-        # Where Ctrl-C is to be ignored, as in the background of a shell's script, it stays so.
-        self.waits = (threading.current_thread() is threading.main_thread()
-                      and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN)
+        self.waits = threading.current_thread() is threading.main_thread()
         if self.waits:
             self.previous = signal.signal(signal.SIGINT, self.press)
         return self
