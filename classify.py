@@ -26,7 +26,7 @@ import train_mini_imagenet
 import train_omniglot
 from experiment.models import settings_in
 from ops.compat import F, chainer
-from sources.files import printable
+from sources.files import open_streams, printable
 from sources.images import is_system_file, read_character, read_photo
 
 
@@ -131,8 +131,7 @@ def classify(model_path, folder):
                          f'({", ".join(counts)}): give as many of each, or the model prefers the largest')
     queries = read_folder(os.path.join(folder, 'query'))
     model, settings = load(model_path, len(classes))
-    if sys.stderr:  # without one, print would take stdout
-        print(printable(describe(model_path, settings), sys.stderr), file=sys.stderr)
+    print(printable(describe(model_path, settings), sys.stderr), file=sys.stderr)
     kind = settings['channels'], settings['image_size']
     if not is_for_photos(settings) and kind != (1, 28):
         raise ValueError(f'{model_path} was trained on images of {kind[1]}x{kind[1]} with {kind[0]} channels, but what '
@@ -148,6 +147,7 @@ def classify(model_path, folder):
 
 
 def main():
+    open_streams()
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('model', help='npz of a trained model')
     parser.add_argument('folder', help='holds support/CLASS/ and query/')
@@ -155,7 +155,8 @@ def main():
     warnings.filterwarnings('ignore', module='PIL')  # sources.images decides what is wrong with an image
     try:
         for name, label, probability in classify(args.model, args.folder):
-            print(f'{printable(name)}: {printable(label)} {probability:.3f}', flush=True)
+            print(f'{printable(name)}: {printable(label)} {probability:.3f}')
+        sys.stdout.flush()
     except (ValueError, OSError) as error:
         sys.exit(printable(f'error: {error}', sys.stderr))
     except MemoryError as error:

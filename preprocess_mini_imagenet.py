@@ -46,7 +46,7 @@ from tqdm import tqdm
 
 from sources import images
 from sources.archives import open_npz
-from sources.files import NO_BAR, NO_ROOM, alone, printable, replacing
+from sources.files import NO_ROOM, alone, open_streams, printable, replacing
 from sources.imagenet import locate
 from sources.splits import InputError, read_splits, refuse_packed, stop_on
 
@@ -283,7 +283,7 @@ def make(source, wanted, places, folder, output, size, workers):
     n_largest = max(sum(map(len, split.values())) for split in wanted.values())
     check_room(output, (n_to_do + n_largest) * size * size * 3)
     with threads(workers) as pool, tqdm(
-            total=n_images, initial=n_images - n_to_do, desc='Decoding', unit=' images', disable=NO_BAR) as bar:
+            total=n_images, initial=n_images - n_to_do, desc='Decoding', unit=' images', disable=None) as bar:
         empty = [label for label in to_do
                  if not make_class(classes[label], places[label], size, partials[label], pool, bar)]
     stop_on([f'{label}: none of its images in {source} can be decoded' for label in empty],
@@ -306,6 +306,7 @@ def make(source, wanted, places, folder, output, size, workers):
 
 def main(argv=None):
     """Parse the command line and run; an error ends in SystemExit with its message."""
+    open_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('source', nargs='?', default=source, help=f'default: {source}')
     parser.add_argument('--splits', default=splits, help='folder of the split files; default: SOURCE')

@@ -12,14 +12,14 @@ stopped, and does not repeat what is done. A run's numbers are those of its own 
 """
 import argparse
 import glob
-import json
 import os
 import subprocess
 import sys
 import zlib
 
 from reproduction import engines, plan
-from reproduction.progress import Progress, table_of, write_table
+from reproduction.progress import Progress, own_options, table_of, write_table
+from sources.files import open_streams
 from tools.runs import ROOT, read_paper, read_runs
 
 
@@ -109,11 +109,12 @@ def reproduce(args):
     os.makedirs(args.out, exist_ok=True)
     tasks = [plan.task_of(part, args.out, args.quick, args.further) for part in parts]
     accuracies = accuracies_of(args.what)
-    own = f'_{zlib.crc32(json.dumps(args.further).encode()):08x}' if args.further else ''  # another table than without
-    path = os.path.join(args.out, '_'.join(args.what)[:60] + own + '.md')
+    own = own_options(args.further)
+    other = f'_{zlib.crc32(own.encode()):08x}' if own else ''  # another table than without
+    path = os.path.join(args.out, '_'.join(args.what)[:60] + other + '.md')
 
     def table():
-        return table_of(parts, progress.outcomes, accuracies, args.quick, args.further)
+        return table_of(parts, progress.outcomes, accuracies, args.quick, own)
 
     progress = Progress(tasks, lambda: write_table(path, table()))
     jobs = min(args.jobs, len(tasks))
@@ -137,6 +138,7 @@ def reproduce(args):
 
 def main(words):
     """Does what the command line says; returns the exit status."""
+    open_streams()
     args = arguments(words)
     try:
         if args.draw:

@@ -26,7 +26,7 @@ from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.models import WEIGHTS, class_names, load_model, save_models, take_weights
 from experiment.results import is_papers, model_name, report_result, result_label, tested_on, write_results
-from experiment.settings import COMMON, configured, flag, one_of, refuse_conflicts, refuse_folder, refuse_images, whole
+from experiment.settings import COMMON, configured, flag, one_of, refuse_conflicts, refuse_images, whole
 from metanet import CNN, MLP, MetaNet
 from ops.compat import chainer, training
 from ops.device import use as use_device
@@ -186,7 +186,6 @@ def train_model(settings):
 def evaluate_model(settings, given):
     """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
     with plain_errors():
-        refuse_folder(given)
         _, trained = load(evaluate, [n_outputs_test], inserted_scale)
         refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
         device = use_device(gpu)

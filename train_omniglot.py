@@ -25,17 +25,7 @@ from experiment.log import record
 from experiment.loop import Clipping, EpisodeUpdater, Epochs, decay, train
 from experiment.models import class_names, load_model, save_models, take_weights
 from experiment.results import final_test, is_papers, model_name, result_label, tested_on, write_results
-from experiment.settings import (
-    COMMON,
-    as_tuple,
-    configured,
-    one_of,
-    refuse_conflicts,
-    refuse_folder,
-    refuse_images,
-    whole,
-    wholes,
-)
+from experiment.settings import COMMON, as_tuple, configured, one_of, refuse_conflicts, refuse_images, whole, wholes
 from metanet import CNN, MetaNet
 from ops.compat import chainer, training
 from ops.device import use as use_device
@@ -203,7 +193,6 @@ def evaluate_model(settings, given):
     """Tests the model `evaluate`; `given`: names of the settings that the command line gave."""
     ways = as_tuple(n_outputs_test)
     with plain_errors():
-        refuse_folder(given)
         _, trained = load(evaluate, ways, inserted_scale)
         refuse_conflicts({name: settings[name] for name in given - set(TEST_SETTINGS)}, trained)
         device = use_device(gpu)

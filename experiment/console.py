@@ -8,7 +8,7 @@ import sys
 import threading
 
 from experiment import program
-from sources.files import printable
+from sources.files import open_streams, printable
 
 STOPPED = 'Stopped at once. All that is saved stays; the same command resumes a training from its snapshot.'
 
@@ -34,6 +34,7 @@ def run(main):
     """
     global importable
     importable = True
+    open_streams()
     program.note()
     if signal.getsignal(signal.SIGINT) is _stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,7 +10,6 @@ from experiment.models import save_models, settings_in
 from experiment.processes import shared, worth
 from ops.blocks import one_blas_thread
 from ops.compat import chainer, training
-from sources.files import NO_BAR
 
 WATCHED = 10  # test episodes of an epoch in which a model's layers are looked at
 
@@ -28,7 +27,7 @@ def test(model, sampler, n_episodes, progress=None):
         float array (n_episodes, 2): mean loss and accuracy (0 to 1) of each episode's query set.
     """
     results, n_processes = None, worth(model, n_episodes)
-    with tqdm(total=n_episodes, desc=progress, leave=False, disable=True if progress is None else NO_BAR) as bar:
+    with tqdm(total=n_episodes, desc=progress, leave=False, disable=True if progress is None else None) as bar:
         if n_processes > 1:
             results = shared(_test, model, sampler, n_episodes, n_processes, bar.update)
         if results is None:

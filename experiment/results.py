@@ -9,7 +9,7 @@ from experiment.models import WEIGHTS
 from sources.files import replacing
 
 # How results name the settings of a model, {name: words}: sizes that are not the paper's, ...
-SIZES = {'n_filters': '{} filters', 'n_slow': '{} slow convolutions', 'n_steps': '{} steps'}
+SIZE_WORDS = {'n_filters': '{} filters', 'n_slow': '{} slow convolutions', 'n_steps': '{} steps'}
 # ... and {name: (value of the paper, words)} of other settings that are not.
 DEPARTURES = {
     'start_from': ('', 'started from {}'),
@@ -54,7 +54,7 @@ def model_name(variant, settings, usual, sizes, *remarks):
     others = {name: settings[name] for name, value in usual.items() if settings.get(name, value) != value}
     variant = variant.replace('MetaNet', others.pop('class_of_model', 'MetaNet'))
     remarks += tuple(f'{name.replace("class_of_", "")}: {value}' for name, value in others.items())
-    remarks += tuple(SIZES[name].format(settings[name]) for name, size in sizes.items()
+    remarks += tuple(SIZE_WORDS[name].format(settings[name]) for name, size in sizes.items()
                      if settings.get(name, size) != size)
     if settings.get('average_decay'):
         remarks += WEIGHTS[settings['weights']],

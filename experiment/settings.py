@@ -175,7 +175,7 @@ def shortened(value):
 
 
 def refuse_conflicts(given, trained):
-    """Refuses settings of the command line by which a trained model was not trained.
+    """Refuses settings of the command line by which a trained model was not trained, and a folder for its results.
 
     Args:
         given: dict of the settings that the command line gave, without those that only concern the test.
@@ -184,20 +184,12 @@ def refuse_conflicts(given, trained):
     Raises:
         ValueError: with the first such setting's name and both values.
     """
+    if 'out' in given:
+        raise ValueError('out is given, but with evaluate nothing is saved: leave it out, and keep what is printed')
     for name, value in given.items():
         if name in trained and value != trained[name]:
             raise ValueError(f'{name} = {value!r}, but the model to evaluate was trained with '
                              f'{shortened(trained[name])}: leave that setting out')
-
-
-def refuse_folder(given):
-    """Refuses a folder for the results of a test, by the names that the command line gave: they are only printed.
-
-    Raises:
-        ValueError: says so.
-    """
-    if 'out' in given:
-        raise ValueError('out is given, but with evaluate nothing is saved: leave it out, and keep what is printed')
 
 
 def refuse_images(trained, shape, where):

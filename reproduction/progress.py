@@ -76,7 +76,7 @@ class Progress:
 
     def show(self):
         """Draws the display anew in a terminal; elsewhere prints it as one line, now and then."""
-        if sys.stdout and sys.stdout.isatty():
+        if sys.stdout.isatty():
             self._clear()
             lines = [self._line(name) for name in self.running] + [self.summary()]
             print('\n'.join(printable(line) for line in lines), flush=True)
@@ -124,19 +124,28 @@ class Progress:
         return task['hours'] or task['episodes'] * 0.2 / 3600
 
 
-def table_of(parts, outcomes, paper, quick=False, further=()):
+def own_options(further):
+    """Those of the user's options for every run that change what is trained or tested, as text for a shell.
+
+    Args:
+        further: a list such as ['--n_filters', '8'].
+    """
+    return ' '.join(shlex.quote(word) for name, value in zip(further[::2], further[1::2]) if name not in ELSEWHERE
+                    for word in (name, value))
+
+
+def table_of(parts, outcomes, paper, quick=False, own=''):
     """Markdown: for every wanted test ours, that of docs/runs.csv and the paper's number.
 
-    These two stay out where the runs had options of the user's own that change what is trained or tested.
+    These two stay out where there are options of the user's own.
 
     Args:
         parts: list of `plan.Part`.
         outcomes: {name: as `work.work` returns it}, of the runs that have ended.
         paper: {(data, split, model, way trained, way tested): text}.
         quick: whether it was a hundredth of the episodes.
-        further: the user's options for every run, a list such as ['--n_filters', '8'].
+        own: as `own_options` returns them.
     """
-    own = [word for name, value in zip(further[::2], further[1::2]) if name not in ELSEWHERE for word in (name, value)]
     rows = [('run', 'model', 'trained', 'tested', 'weights', 'here', 'test episodes', 'docs/results.md', 'the paper')]
     for part in parts:
         run = part.run
@@ -147,7 +156,6 @@ def table_of(parts, outcomes, paper, quick=False, further=()):
             rows.append((*about, '', '', words, '', '', ''))
             continue
         strange = outcome.get('source') not in (None, run.data)
-        beside = not strange and not own
         for row in outcome['rows']:
             way, shot = int(row['way']), int(row['shot'])
             if (way, shot) in part.wanted:
@@ -157,13 +165,12 @@ def table_of(parts, outcomes, paper, quick=False, further=()):
                 ours = f'{row["accuracy"]} ± {row["interval"]} %' + (f' on {outcome["source"]}' if strange else '')
                 rows.append((*about, f'{way}-way {shot}-shot', kind, ours, row['episodes'],
                              f'{before.accuracy} ± {before.interval} %' if before and not own else '',
-                             f'{value} %' if value and beside else ''))
+                             f'{value} %' if value and not strange and not own else ''))
     lines = ['| ' + ' | '.join(row) + ' |' for row in rows]
     lines.insert(1, '|---' * len(rows[0]) + '|')
     note = 'Trained and tested on a hundredth of the episodes: these are no results.\n\n' if quick else ''
     if own:
-        note += f'With options of your own, `{" ".join(map(shlex.quote, own))}`: other runs than those they are named '\
-                'after.\n\n'
+        note += f'With options of your own, `{own}`: other runs than those they are named after.\n\n'
     return note + '\n'.join(lines) + '\n'
 
 

@@ -15,8 +15,14 @@ except ImportError:  # Windows, where a file that is open cannot be removed
 MAX_TRIES = 100  # to open a temporary file
 # What `open` or `write` fail with when there is no room for a file.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, 'EDQUOT', errno.ENOSPC)}
-NO_BAR = True if sys.stderr is None else None  # what tqdm's `disable` is to be: None shows a bar in a terminal alone
 UNKNOWN_CALL = {errno.EINVAL, errno.ENOSYS, getattr(errno, 'ENOTSUP', errno.EINVAL)}
+
+
+def open_streams():
+    """Gives a program that was started without stdout or stderr one that leads nowhere: print and tqdm want one."""
+    for name in 'stdout', 'stderr':
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))  # noqa: SIM115
 
 
 # Files ----------------------------------------------------------------------------------------------------------------

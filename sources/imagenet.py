@@ -14,7 +14,6 @@ import tarfile
 
 from tqdm import tqdm
 
-from sources.files import NO_BAR
 from sources.splits import CSV_FILES, PICKLES, InputError, ending, known_counts, packing, pickle_advice, ranked, stop_on
 
 SPLIT_FOLDERS = {'train', 'val', 'dev', 'test', 'images'}
@@ -139,7 +138,7 @@ def _locate_ranks(source, tars, classes, counts):
         print('The classes are not all of mini-ImageNet: whether synsets are complete, without which ranks mean other '
               'images, cannot be checked.', file=sys.stderr)
     places, missing, problems = {}, [], []
-    for synset, names in tqdm(classes.items(), desc='Listing', unit=' synsets', disable=NO_BAR):
+    for synset, names in tqdm(classes.items(), desc='Listing', unit=' synsets', disable=None):
         try:
             files = synset_files(source, tars, synset)
         except InputError as error:

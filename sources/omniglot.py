@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sources.archives import load_classes, save_classes
 from sources.checks import check_parts
-from sources.files import NO_BAR, print_banner, printable, replacing
+from sources.files import print_banner, printable, replacing
 from sources.synthetic import SIZE, synthetic_strokes
 
 OMNIGLOT_URL = 'https://github.com/brendenlake/omniglot/raw/master/python/'
@@ -240,7 +240,7 @@ def _download(name):
         with urllib.request.urlopen(OMNIGLOT_URL + name, timeout=NETWORK_TIMEOUT) as response:
             size = response.headers.get('Content-Length')
             total = int(size) if size and size.isdecimal() else None
-            with tqdm(total=total, desc=name, unit='B', unit_scale=True, disable=NO_BAR) as bar:
+            with tqdm(total=total, desc=name, unit='B', unit_scale=True, disable=None) as bar:
                 for chunk in iter(lambda: response.read(1 << 16), b''):
                     chunks.append(chunk)
                     bar.update(len(chunk))
@@ -296,7 +296,7 @@ def _read_drawings(path, zip_name, names, read):
     remedy = _fetch_anew(zip_name)
     classes = {}
     drawings = _sort_drawings(path, zip_name, names)
-    for character in tqdm(sorted(drawings), f'decoding {zip_name}', unit=' characters', disable=NO_BAR):
+    for character in tqdm(sorted(drawings), f'decoding {zip_name}', unit=' characters', disable=None):
         images = []
         for name in drawings[character]:
             try:

@@ -167,3 +167,12 @@ def test_the_banner_is_whole_whatever_names_are_in_it(capsys):
     err = capsys.readouterr().err
     assert 'NOT OMNIGLOT: others are used' in err and 'x\\x1b does not exist.' in err and '\x1b' not in err
     assert '!!  To get the data: put it\n!!  there.\n' in err
+
+
+def test_streams_that_are_not_there_are_replaced_and_others_stay(monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', None)
+    there = sys.stdout
+    files.open_streams()
+    print('text', file=sys.stderr)
+    assert sys.stdout is there and not sys.stderr.isatty()
+    sys.stderr.close()

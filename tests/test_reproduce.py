@@ -345,9 +345,10 @@ def test_runs_with_options_of_ones_own_stand_beside_no_other_numbers():
            'interval': '0.07', 'episodes': '10000'}
     outcomes = {'5A': {'state': 'done', 'source': 'Omniglot', 'rows': [row]}}
     parts, paper = plan.choose(['5A']), reproduce.accuracies_of(['table1'])
-    table = progress.table_of(parts, outcomes, paper, further=['--gpu', '0', '--n_filters', '8'])
+    table = progress.table_of(parts, outcomes, paper, own=progress.own_options(['--gpu', '0', '--n_filters', '8']))
     assert '`--n_filters 8`' in table and '20.00' in table and '98.' not in table
-    assert '98.95 %' in progress.table_of(parts, outcomes, paper, further=['--input_path', 'there', '--gpu', '0'])
+    elsewhere = progress.own_options(['--input_path', 'there', '--gpu', '0'])
+    assert '98.95 %' in progress.table_of(parts, outcomes, paper, own=elsewhere)
 
 
 @pytest.mark.parametrize('label, kind', [

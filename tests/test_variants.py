@@ -90,7 +90,6 @@ def test_a_meta_learner_of_ones_own():
         model.m_fc = Sum()
     x, y = np.random.rand(3, 4).astype(np.float32), np.arange(3, dtype=np.int32)
     attention = model.memory(model.embed(x), []).attention(model.embed(x)).array
-    *_, gradients = model.meta_information(model.base, x, y, 3, 1)
     layers = model.base.fast_layers(3)
     fast = [-np.tensordot(attention, gradient, 1) for gradient in model.meta_information(model.base, x, y, 3, 1)]
     hidden = x[:, :, None]
