@@ -370,7 +370,7 @@ def test_a_run_does_not_start_from_a_model_that_knows_its_test_characters(of_mod
 
 
 def test_a_test_takes_no_folder_for_results(script, trained):
-    assert 'with evaluate nothing is saved' in refusal(script, '--evaluate=here/model.npz', '--out=there')
+    assert 'with evaluate nothing is saved' in refusal(script, f'--evaluate={trained}/here/model.npz', '--out=there')
 
 
 def test_a_run_starts_from_a_trained_model(script, trained, capsys):
