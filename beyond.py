@@ -49,7 +49,7 @@ class CentredMetaNet(MetaNet):
     Args:
         centred: one or several of 'conv': the fast weights of convolutions, which takes much longer, for nothing of
             them can be deferred (`ops.lazy`) any more; 'fc': of fully connected layers; 'keys': see `CentredMemory`.
-            Several have a comma and a space between them, as in 'fc, keys'.
+            Separate several by a comma and a space, as in 'fc, keys'.
         args, settings: as of `MetaNet`.
 
     Raises:
@@ -102,13 +102,13 @@ class Scaled:
 
     Args:
         args, settings: as of the network.
-        scale: root mean square of the last hidden layer, for each example; 0 to leave it as it is.
+        hidden_scale: root mean square of the last hidden layer, for each example; 0 to leave it as it is.
         fast_scale: root mean square of the fast weights, for each example; 0 to leave them as they are.
     """
 
-    def __init__(self, *args, scale=0, fast_scale=0, **settings):
+    def __init__(self, *args, hidden_scale=0, fast_scale=0, **settings):
         super().__init__(*args, **settings)
-        self._hidden_norm = scale * math.sqrt(self.n_out)
+        self._hidden_norm = hidden_scale * math.sqrt(self.n_out)
         if fast_scale:
             self.softmax_layer = functools.partial(ScaledSoftmaxLayer, scale=fast_scale)
 
@@ -126,7 +126,7 @@ def _normalized(x):
 
 def scales(settings):
     """What `Scaled` takes of a script's settings, as keyword arguments; nothing where no size is held."""
-    found = {'scale': settings.get('hidden_scale', 0), 'fast_scale': settings.get('fast_scale', 0)}
+    found = {name: settings.get(name, 0) for name in ('hidden_scale', 'fast_scale')}
     return found if any(found.values()) else {}
 
 
@@ -146,8 +146,8 @@ class Views(Network):
     Args:
         network: the embedding, a `Network`.
         views: one or both of 'shifted': four more views, shifted left, right, up and down by a 14th of the sides, what
-            comes in being the outermost pixels again; 'mirrored': each view and its mirror image. Both have a comma and
-            a space between them.
+            comes in being the outermost pixels again; 'mirrored': each view and its mirror image. Separate both by a
+            comma and a space.
 
     Raises:
         ValueError: `views` is something else.

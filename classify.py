@@ -70,6 +70,10 @@ def read_images(paths, image_size=None):
 def load(path, way):
     """A model of either script, with a softmax layer for `way` classes.
 
+    Args:
+        path: npz of a trained model; where it has averaged weights, these are taken.
+        way: number of classes, 2 or more.
+
     Returns:
         `MetaNet`, on the CPU, and the settings of its training.
 
@@ -102,7 +106,19 @@ def describe(path, settings):
 
 
 def probabilities(model, support_x, support_y, query_x):
-    """Of each class for each query image, float32 (n_query, way)."""
+    """Of each class for each query image.
+
+    Args:
+        model: what `load` returned.
+        support_x, query_x: float32 (n, channels, size, size) in [0, 1], as `read_images` reads them.
+        support_y: int32 (n_support,), labels 0 to way - 1, as many of each.
+
+    Returns:
+        float32 (n_query, way); each row sums to 1.
+
+    Raises:
+        ValueError: the arrays do not make an episode of `way` classes.
+    """
     with chainer.no_backprop_mode(), chainer.using_config('train', False):
         return F.softmax(model(support_x, support_y, query_x)).array
 

@@ -90,7 +90,7 @@ class FastConvolution2D(FastLayer):
     kind = 'conv'
 
     def __init__(self, in_channels, out_channels, ksize=3, activation=F.relu, pool=False):
-        if not isinstance(ksize, int) or ksize % 2 == 0:
+        if not isinstance(ksize, (int, np.integer)) or ksize % 2 == 0:
             raise ValueError(f'ksize must be an odd number for the output to be as large as the input, not {ksize}')
         super().__init__((out_channels, in_channels, ksize, ksize), activation)
         self.pool = pool
@@ -206,7 +206,8 @@ class CNN(Network):
         n_slow: convolutions, from the first, with batch normalisation and no fast weights: 0 in "full", 3 in "partial".
 
     Raises:
-        ValueError: a size is none; `forward` gets no such images, or some far beyond [0, 1], such as 255.
+        ValueError: a size is no whole number above 0, `n_slow` not 0 to 5; `forward` gets images of another shape or
+            dtype, or some far beyond [0, 1], such as 255.
     """
 
     def __init__(self, n_filters=64, activation=F.relu, in_channels=1, image_size=28, n_slow=0):
@@ -367,7 +368,7 @@ class MetaNet(chainer.Chain):
         task_weights = None
         if self.task_level:
             group = max(1, len(support_x) // self.n_steps)                              # examples to a group
-            gradients = self.meta_information(u, support_x, support_y, way, group)      # step 3; lines 1-5
+            gradients = self.meta_information(u, support_x, support_y, way, group)      # step 3; lines 1-5, in groups
             task_weights = self.meta_learner('d', gradients, u_layers)                  # line 6: Q* = d(gradients)
         with augmented(u_layers, task_weights):                                         # step 4
             keys = u(support_x)                                                         # line 12: R = u(Q, Q*, x')
@@ -415,10 +416,10 @@ class MetaNet(chainer.Chain):
             return Gradients(F.sum(losses * share), copies)
 
     def meta_learner(self, name, gradients, layers):
-        """`m` or `d`: one set of parameters serves layers of the kind 'conv', another those of the kind 'fc'.
+        """m or d: one set of parameters serves layers of the kind 'conv', another those of the kind 'fc'.
 
         Args:
-            name: 'm' or 'd'.
+            name: 'm', 'd', or what else the links NAME_conv and NAME_fc are called by.
             gradients: sequence of arrays (n_groups, ...), the meta information.
             layers: the adaptable layers that it belongs to, as many.
 

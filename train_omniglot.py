@@ -1,8 +1,8 @@
 """Trains MetaNet on Omniglot, tests it on unseen characters, and puts the result beside the paper's.
 
     python train_omniglot.py
-    python train_omniglot.py --n_outputs_train 20 --n_outputs_test 5,20 --out result/omniglot_20way
-    python train_omniglot.py --evaluate result/omniglot/model.npz --n_outputs_test 5,10,15,20
+    python train_omniglot.py --n_outputs_train 20 --n_outputs_test 5,20 --inserted_scale 0 --out result/omniglot_20way
+    python train_omniglot.py --evaluate result/omniglot/model.npz --n_outputs_test 5,10,15,20 --inserted_scale 0
 
 Every constant below may be given on the command line. Stopped by Ctrl-C, the same command goes on where it was; stopped
 by anything else, from the end of the last epoch.
@@ -60,7 +60,7 @@ n_final_episodes = 1000  # test episodes of each way at the end
 # model
 variant = 'MetaNet'  # 'MetaNet-': no task-level fast weights in the embedding; 'MetaNet+': in the base learner, too
 n_filters = 64  # of each convolution
-n_steps = 5  # T: groups that the support set is cut into; each gives d a task-level gradient
+n_steps = 5  # T: d gets a task-level gradient of each group of n_support // T examples, or of one
 centred = ''  # extension: what has its mean taken off, some of 'conv, fc, keys', see the README
 hidden_scale = 0.0  # extension: root mean square that b's last hidden layer is brought to; 0: not
 fast_scale = 0.0  # extension: root mean square that fast weights of b's softmax layer are brought to; 0: not

@@ -42,8 +42,8 @@ def shared(function, model, sampler, n_episodes, n_processes, done):
 
     Returns:
         The lists of all episodes in their order, as one; None, after a warning, where it cannot be shared out: a
-        process died, the model's classes cannot be handed to another one, or a file of the program has changed,
-        whose code the others would run. The sampler is then as before.
+        process died, the model's or the sampler's class cannot be handed to another one, a sampler of one's own has no
+        `skip`, or a file of the program has changed, whose code the others would run. The sampler is then as before.
     """
     changed = program.changed()
     if changed:
@@ -52,10 +52,10 @@ def shared(function, model, sampler, n_episodes, n_processes, done):
         return None
     start = sampler.get_state()
     parts = []
-    for first in range(0, n_episodes, AT_A_TIME):
-        parts.append((sampler.get_state(), min(AT_A_TIME, n_episodes - first)))
-        sampler.skip(parts[-1][1])
     try:
+        for first in range(0, n_episodes, AT_A_TIME):
+            parts.append((sampler.get_state(), min(AT_A_TIME, n_episodes - first)))
+            sampler.skip(parts[-1][1])
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, 'work')
             with open(path, 'wb') as file:

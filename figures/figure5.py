@@ -40,7 +40,7 @@ CHECKS = {name: COMMON[name] for name in ('out', 'gpu', 'seed', 'nb_samples_per_
 CHECKS.update(models=Check('paths of models, with a comma between them', lambda value: all(paths(value)), str),
               mnist_path=path_of('a folder', optional=True), n_test_episodes=whole(2))
 PAPER = {'MetaNet-': 71.6, 'MetaNet': 74.8, 'MetaNet+': 72.3}  # accuracies in %
-OTHERS = {'Matching Nets': 72.0, 'siamese net': 70.3}  # in the paper, too
+OTHERS = {'Matching Nets': 72.0, 'Siamese Net': 70.3}  # in the paper, too
 
 
 def paths(text):

@@ -10,6 +10,8 @@ from tools.runs import ROOT, read_paper, read_runs, settings_of, table_names
 # A hundredth of the episodes: a tenth of the epochs, each of a tenth of the episodes.
 QUICK = {'n_epoch': (10, 1), 'n_episodes': (10, 1), 'n_decay': (10, 0), 'n_test_episodes': (100, 2),
          'n_dev_episodes': (100, 2), 'n_final_episodes': (100, 2)}  # setting: (divisor, least)
+# What `setting` in docs/runs.csv says of the paper's own models.
+PAPERS_OWN = '', '"partial"', '"partial, u"'
 # Of a script's TEST_SETTINGS, those that a test of docs/runs.csv sets for itself.
 OF_A_TEST = 'evaluate_on', 'views', 'n_outputs_test', 'nb_samples_per_class_test', 'inserted_scale'
 
@@ -74,9 +76,7 @@ def _of_table(runs, cases):
     """
     kinds = {}
     for run in runs.values():
-        # In quotation marks: one of the paper's own models.
-        as_the_paper = not run.setting or run.setting.startswith('"')
-        if run.script and as_the_paper and not run.broke_down:
+        if run.script and run.setting in PAPERS_OWN and not run.broke_down:
             tests = frozenset((test.way, test.shot) for test in run.tests if test.shot == 1 and
                               (run.data, run.split, run.model, run.way, test.way) in cases)
             if tests:

@@ -172,8 +172,8 @@ def sync_folder(path):
 def clear_strays(*paths):
     """Remove the temporary files that killed writers of the files `paths` have left.
 
-    Files that are still being written stay, and so does everything whose name is not a path's own with .PID.part. What
-    cannot be removed stays too.
+    Files that are still being written stay, and so does everything whose name is not a path's own with .NUMBER.part.
+    What cannot be removed stays too.
     """
     for path in map(os.fspath, paths):
         folder, name = os.path.split(path)

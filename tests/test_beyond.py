@@ -159,8 +159,8 @@ def test_other_views_are_refused():
 
 
 @pytest.mark.parametrize('plain, scaled, shape', [
-    (lambda: CNN(8), lambda: ScaledCNN(8, scale=3), (4, 1, 28, 28)),
-    (lambda: MLP(6), lambda: ScaledMLP(6, scale=3), (4, 6))])
+    (lambda: CNN(8), lambda: ScaledCNN(8, hidden_scale=3), (4, 1, 28, 28)),
+    (lambda: MLP(6), lambda: ScaledMLP(6, hidden_scale=3), (4, 6))])
 def test_a_scaled_base_learner_keeps_its_directions_and_has_one_size(plain, scaled, shape):
     x = np.random.RandomState(0).uniform(0, 1, shape).astype(np.float32)
     networks = plain(), scaled()
@@ -186,12 +186,12 @@ def test_a_scaled_base_learner_may_have_a_layer_of_any_name():
     class ScaledOwn(Scaled, Own):
         pass
 
-    hidden = ScaledOwn(scale=2)(np.random.RandomState(0).rand(3, 4).astype(np.float32)).array
+    hidden = ScaledOwn(hidden_scale=2)(np.random.RandomState(0).rand(3, 4).astype(np.float32)).array
     np.testing.assert_allclose((hidden ** 2).mean(axis=1), 4, rtol=1e-4)
 
 
 def test_a_scaled_base_learner_with_nothing_alive_stays_finite():
-    network = ScaledCNN(8, scale=1)
+    network = ScaledCNN(8, hidden_scale=1)
     for param in network.params():
         param.array[...] = -1
     network.cleargrads()
@@ -219,7 +219,7 @@ def test_scaled_fast_weights_keep_their_directions_and_have_one_size(fast_shape)
 
 def test_a_model_of_scaled_fast_weights_learns_whatever_the_meta_learner_makes():
     """And attention cannot be made up for: larger fast weights change nothing."""
-    model = MetaNet(ScaledMLP(12, scale=1, fast_scale=2), MLP(12), [3])
+    model = MetaNet(ScaledMLP(12, hidden_scale=1, fast_scale=2), MLP(12), [3])
     model.initialize_uniform(seed=0)
     random = np.random.RandomState(0)
     support, query = (random.rand(n, 12).astype(np.float32) for n in (3, 6))

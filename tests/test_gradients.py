@@ -90,7 +90,7 @@ def test_the_limit_of_a_scaled_layer(function):
 
 
 def test_the_limit_holds_for_a_scaled_base_learner():
-    network = ScaledCNN(8, scale=2)
+    network = ScaledCNN(8, hidden_scale=2)
     network.add_way(3)
     loss, copies = loss_of(network, draw(3, 1, 28, 28) ** 2, 1)
     for limit, gradient in zip(gradients.norms(loss, copies), chainer.grad([loss], copies)):

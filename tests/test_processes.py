@@ -71,6 +71,15 @@ def test_where_a_process_dies_one_goes_on_alone(shares, capsys):
     np.testing.assert_array_equal(tests.get_state(), state)
 
 
+def test_a_sampler_of_ones_own_without_skip_is_tested_here(shares, monkeypatch):
+    monkeypatch.delattr(data.EpisodeSampler, 'skip')
+    model, tests = Classifier(), sampler()
+    expected, state = alone(model, 7)
+    np.testing.assert_array_equal(run_test(model, tests, 7), expected)
+    assert shares == [None]
+    np.testing.assert_array_equal(tests.get_state(), state)
+
+
 def test_a_model_that_cannot_be_handed_on_is_tested_here(shares):
     model = Classifier()
     model.function = lambda x: x

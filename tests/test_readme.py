@@ -127,12 +127,10 @@ def test_a_convolution_of_ones_own_has_weights_for_each_group():
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_meta_learner_of_ones_own_learns():
+def test_a_meta_learner_of_ones_own_learns(episode):
     model = names_of(example('class OneLayer', 'docs/extending.md'))['model']
-    random = np.random.RandomState(0)
-    x, y = random.randn(5, 64).astype(np.float32), np.arange(5, dtype=np.int32)
     before = arrays(model)
-    losses = train(model, data.Episode(x, y, x + 0.1, y))
+    losses = train(model, episode)
     assert losses[-1] < losses[0] and '/m_fc/out/W' in moved(model, before)
 
 

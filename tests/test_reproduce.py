@@ -109,6 +109,14 @@ def test_table_1_takes_the_longest_runs_that_did_not_break_down_with_all_seeds(m
     assert {'5A', '5B', '20R'} <= {part.run.name for part in plan.choose(['table1'])}
 
 
+def test_table_2_takes_no_run_of_an_extension(monkeypatch):
+    known = runs.read_runs()
+    own, extended = (dataclasses.replace(known['M3'], name=name, setting=setting, way=5)
+                     for name, setting in (('own', '"partial"'), ('extended', '"partial", centred')))
+    monkeypatch.setattr(plan, 'read_runs', lambda: {'own': own, 'extended': extended})
+    assert [part.run.name for part in plan.choose(['table2'])] == ['own']
+
+
 def test_table_4_takes_the_tests_at_other_ways_and_leaves_out_those_at_other_shots():
     part = next(part for part in plan.choose(['table4']) if part.run.name == '5A')
     assert part.wanted == {(5, 1), (10, 1), (15, 1), (20, 1)}

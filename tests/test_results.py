@@ -9,6 +9,7 @@ import pytest
 
 import train_mini_imagenet
 import train_omniglot
+from figures import figure4, figure5
 from tools import make_results, runs
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
@@ -198,3 +199,21 @@ def test_a_template_that_asks_for_an_unknown_run_is_refused():
     with pytest.raises(ValueError, match='without its'):
         make_results.render('{{ accuracy 5A 5', results)
     assert '98.10' in make_results.render('{{ accuracy 5A\n5 }}', results)
+
+
+def test_scripts_and_figures_have_the_papers_numbers():
+    with open(runs.PAPER, encoding='utf-8', newline='') as file:
+        rows = [row for row in csv.DictReader(file) if row['model'].startswith('MetaNet') or row['table'] == 'figure 5']
+    omniglot = {(row['table'], row['split'], row['model'], row['way_trained'], row['way_tested']): float(row['value'])
+                for row in rows if row['table'] in ('table 1', 'table 3', 'table 4')}
+    own = {('table 3' if split == 'standard' else 'table 1', split, model, str(way), str(way)): value
+           for (split, model), accuracies in train_omniglot.PAPER.items() for way, value in accuracies.items()}
+    across = {('table 4', 'previous', 'MetaNet', str(way), str(tested)): value
+              for way, accuracies in train_omniglot.PAPER_ACROSS.items() for tested, value in accuracies.items()}
+    assert {**own, **across} == {key: value for key, value in omniglot.items()
+                                 if key[0] != 'table 4' or key[3] != key[4]}
+    others = {table: {row['model']: float(row['value']) for row in rows if row['table'] == table}
+              for table in ('table 2', 'figure 5')}
+    assert others == {'table 2': {'MetaNet': train_mini_imagenet.PAPER},
+                      'figure 5': {**figure5.PAPER, **figure5.OTHERS}}
+    assert figure4.PAPER == tuple(float(row['value']) for row in rows if row['table'] == 'figure 4')
