@@ -128,6 +128,11 @@ def test_probabilities_sum_to_one():
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-5)
 
 
+def test_layers_for_untrained_ways_are_zeros():
+    model, _ = classify.load(MODEL, 7)
+    assert not model.base.softmax7.W.array.any() and model.base.softmax5.W.array.any()
+
+
 def test_files_of_operating_systems_are_left_out(folder):
     before = classify.classify(MODEL, str(folder))
     for place in ('support', 'support/a', 'query'):
@@ -179,6 +184,9 @@ def test_a_model_of_photos_gets_the_middle_square_in_colour(photo_model, tmp_pat
     expected = classify.probabilities(model, queries[order], order.astype(np.int32), queries)
     assert [label for _, label, _ in result] == ['abc'[i] for i in expected.argmax(axis=1)]
     np.testing.assert_array_equal([p for *_, p in result], expected.max(axis=1))
+    # Batch normalisation has the running averages of the training: what else is classified doesn't matter.
+    alone = classify.probabilities(model, queries[order], order.astype(np.int32), queries[:1])
+    np.testing.assert_allclose(alone, expected[:1], rtol=1e-4)
 
 
 def test_a_model_of_other_images_than_are_read_is_refused(folder, tmp_path):

@@ -24,11 +24,12 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch, c
     optimizer = chainer.optimizers.Adam().setup(model)
     dev, tests = sampler(1), sampler(2)
     accuracies = iter([0.5, 0.4, 0.6])  # of the dev tasks after each epoch, as if
-    tested = []
+    tested, starts = [], []
 
     def fake(model, sampler, n, progress=None):
         if sampler is dev:
             return np.array([[1.0, next(accuracies)]] * n)
+        starts.append(sampler.get_state())
         tested.append(run_test(model, sampler, n))
         return tested[-1]
 
@@ -40,7 +41,7 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch, c
     for extension in Tasks(model, {'dev/3-way': dev}, 2, same=True), best, log, Snapshot(), Report(log):
         trainer.extend(extension)
     train(trainer)
-    assert len(tested) == 2
+    assert len(tested) == 2 and (starts[0] == starts[1]).all()
     np.testing.assert_allclose(best.test_result, [6, 60, *interval(100 * tested[-1][:, 1])], rtol=1e-6)
     assert [row['test/3-way/accuracy'] != '' for row in rows(tmp_path)] == [True, False, True]
     saved = Classifier()
@@ -68,9 +69,27 @@ def test_dev_tasks_can_be_the_same_each_epoch():
     assert seen[0] == seen[1] != seen[3]
 
 
+@pytest.mark.parametrize('n_episodes', [3, 13])
+def test_all_episodes_of_an_epoch_count_and_the_average_has_the_same(n_episodes):
+    model, observation = Classifier(), {}
+    with chainer.Reporter().scope(observation):
+        Tasks(model, {'test/3-way': sampler()}, n_episodes, average=model)(None)
+    loss, accuracy = run_test(model, sampler(), n_episodes).mean(axis=0)
+    for name in 'test/3-way', 'average/test/3-way':
+        np.testing.assert_allclose([observation[f'{name}/loss'], observation[f'{name}/accuracy']], [loss, accuracy])
+
+
 def test_pixel_accuracy_is_the_nearest_neighbours():
-    flat = {name: np.full((3, 2, 2), 80 * i, np.uint8) for i, name in enumerate('abc')}
-    assert (pixel_accuracy(data.EpisodeSampler(flat, 3, 1, 2), 5) == 1).all()
+    noise = data.EpisodeSampler({name: np.random.RandomState(i).randint(256, size=(9, 3, 3)).astype(np.uint8)
+                                 for i, name in enumerate('abc')}, 3, 2, 5)
+    start, expected = noise.get_state(), []
+    for _ in range(5):
+        support_x, support_y, query_x, query_y = noise.sample()
+        distances = ((query_x[:, None] - support_x) ** 2).sum(axis=(2, 3, 4))
+        expected.append(np.mean(support_y[distances.argmin(axis=1)] == query_y))
+    noise.set_state(start)
+    np.testing.assert_allclose(pixel_accuracy(noise, 5), expected)
+    assert len(set(expected)) > 1
 
 
 def test_testing_neither_learns_nor_touches_the_training_log():
@@ -82,6 +101,10 @@ def test_testing_neither_learns_nor_touches_the_training_log():
     assert results.shape == (4, 2) and (results[:, 1] * 3 % 1 < 1e-6).all() and not observation
     after = [param.array for param in model.params()] + [model.bn.avg_mean]
     assert all((a == b).all() for a, b in zip(after, before))
+
+
+def test_interval_is_that_of_the_normal_approximation():
+    assert interval(np.array([1., 2., 4.])) == pytest.approx((7 / 3, 1.96 * np.sqrt(7 / 9)))
 
 
 def test_interval_covers_the_mean():

@@ -401,6 +401,15 @@ def test_drawings_that_are_broken_huge_or_blank_are_refused_by_name(folder, tmp_
         data.omniglot(folder)
 
 
+def test_a_drawing_shrinks_to_the_shares_of_ink():
+    ink = np.zeros((105, 105), bool)
+    ink[:, 50], ink[30, 20:90] = True, True  # lines as thin as a pen's
+    png = io.BytesIO()
+    Image.fromarray(~ink).save(png, 'png')
+    shares = ink.repeat(4, axis=0).repeat(4, axis=1).reshape(28, 15, 28, 15).mean(axis=(1, 3))  # 105 * 4 = 28 * 15
+    np.testing.assert_allclose(omniglot._decode(png.getvalue()), 255 * shares, atol=8)  # Pillow counts whole pixels
+
+
 def large_image(width, height):
     png = io.BytesIO()
     Image.new('1', (width, height), 1).save(png, 'png')

@@ -120,6 +120,15 @@ def test_evaluate_refuses_what_the_model_was_not_trained_with(script, trained):
     assert "split = 'standard', but the model to evaluate was trained with 'previous'" in end
 
 
+def test_a_model_is_tested_on_its_own_split(script, monkeypatch):
+    seen = []
+    omniglot = data.omniglot
+    monkeypatch.setattr(data, 'omniglot', lambda input_path, split: seen.append(split) or omniglot(input_path, split))
+    train(script, '--split=dev')
+    call(script, '--evaluate=here/model.npz', '--n_queries_test=2', '--n_final_episodes=3')
+    assert seen == ['dev', 'dev']
+
+
 def test_a_model_is_tested_on_the_classes_it_was_trained_on(script, trained, capsys, monkeypatch):
     seen = []
     sampler = data.EpisodeSampler

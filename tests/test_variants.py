@@ -53,6 +53,22 @@ def test_the_base_learner_has_task_level_weights_of_its_own(episode):
     assert (model(*episode[:3]).array != scores).any()
 
 
+def test_the_embedding_keeps_its_task_level_weights(episode):
+    model = small_plus()
+    before = model(*episode[:3]).array
+    model.d_fc.out.b.array += 1
+    assert (model(*episode[:3]).array != before).any()
+
+
+def test_its_gradients_are_of_the_groups_that_they_are_for(monkeypatch):
+    seen = []
+    meta_information = MetaNetPlus.meta_information
+    monkeypatch.setattr(MetaNetPlus, 'meta_information', lambda self, network, x, y, way, group: (
+        seen.append((network.name, group)) or meta_information(self, network, x, y, way, group)))
+    small_plus()(*data.EpisodeSampler(data.synthetic_strokes(3, 8, seed=2), 3, 5, 1).sample()[:3])
+    assert seen == [('embed', 3), ('base', 1), ('base', 3)]
+
+
 def test_its_deferred_weights_change_nothing(episode, monkeypatch):
     monkeypatch.setattr(tiled, 'suits', lambda *args: False)  # what takes one weight rounds in another way
     model = small_plus()
