@@ -15,10 +15,10 @@ import glob
 import os
 import subprocess
 import sys
-import zlib
 
+from experiment.console import say
 from reproduction import engines, plan
-from reproduction.progress import Progress, own_options, table_of, write_table
+from reproduction.progress import Progress, own_options, table_name, table_of, write_table
 from sources.files import open_streams
 from tools.runs import ROOT, read_paper, read_runs
 
@@ -74,24 +74,24 @@ def check(args):
 
 def list_all():
     """Prints tables and runs."""
-    print('Tables of the paper, and the runs that make them:')
+    say('Tables of the paper, and the runs that make them:')
     for name, (_, runs) in plan.names().items():
-        print(f'  {name:8} {" ".join(runs) or "no runs yet"}')
-    print('Figures, and what makes them:')
+        say(f'  {name:8} {" ".join(runs) or "no runs yet"}')
+    say('Figures, and what makes them:')
     for name, script in plan.figures().items():
-        print(f'  {name:8} python {script}')
-    print('Runs (hours that they took on one core):')
+        say(f'  {name:8} python {script}')
+    say('Runs (hours that they took on one core):')
     for run in read_runs().values():
         if run.script:
-            print(f'  {run.name:8} {run.data}{", " + run.split if run.split else ""}, {run.way}-way, {run.kind}, '
-                  f'{run.episodes:,} episodes, seed {run.seed}{f", {run.hours} h" if run.hours else ""}')
-    print('python reproduce.py NAME ... reproduces them; --help tells the options.')
+            say(f'  {run.name:8} {run.data}{", " + run.split if run.split else ""}, {run.way}-way, {run.kind}, '
+                f'{run.episodes:,} episodes, seed {run.seed}{f", {run.hours} h" if run.hours else ""}')
+    say('python reproduce.py NAME ... reproduces them; --help tells the options.')
 
 
 def draw():
     """Draws every picture of assets/."""
     for path in sorted(glob.glob(os.path.join(ROOT, 'tools', 'draw_*.py'))):
-        print(f'python tools/{os.path.basename(path)}', flush=True)
+        say(f'python tools/{os.path.basename(path)}')
         subprocess.run([sys.executable, path], cwd=ROOT, check=True)
 
 
@@ -106,12 +106,15 @@ def accuracies_of(what):
 def reproduce(args):
     """Does the runs; returns the exit status: 0 if all are done, 130 after Ctrl-C, else 1."""
     parts = plan.choose(args.what)
-    os.makedirs(args.out, exist_ok=True)
+    try:
+        os.makedirs(args.out, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f'the folder {args.out} cannot be made ({error.strerror or error}): give another one (--out)'
+                         ) from error
     tasks = [plan.task_of(part, args.out, args.quick, args.further) for part in parts]
     accuracies = accuracies_of(args.what)
     own = own_options(args.further)
-    other = f'_{zlib.crc32(own.encode()):08x}' if own else ''  # another table than without
-    path = os.path.join(args.out, '_'.join(args.what)[:60] + other + '.md')
+    path = os.path.join(args.out, table_name(args.what, args.quick, own))
 
     def table():
         return table_of(parts, progress.outcomes, accuracies, args.quick, own)

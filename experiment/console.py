@@ -132,11 +132,15 @@ def _writing():
     try:
         yield
     except OSError as error:
-        # Otherwise what is left to be written fails once more at the very end.
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         fail(f'the output cannot be written any more ({error.strerror or error}); all that is saved stays, and the '
              'same command goes on from there')
+
+
+def drop_output():
+    """Lets stdout, which cannot be written any more, take the rest for nothing; it would fail again at the end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(error):

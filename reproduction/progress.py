@@ -3,7 +3,9 @@ import re
 import shlex
 import sys
 import time
+import zlib
 
+from experiment.console import drop_output, warn
 from sources.files import printable, replacing
 from tools.runs import test_kind
 
@@ -72,14 +74,14 @@ class Progress:
     def say(self, text):
         """Prints a line above the display."""
         self._clear()
-        print(printable(text, keep='\n'), flush=True)
+        self._print(printable(text, keep='\n') + '\n')
 
     def show(self):
         """Draws the display anew in a terminal; elsewhere prints it as one line, now and then."""
         if sys.stdout.isatty():
             self._clear()
             lines = [self._line(name) for name in self.running] + [self.summary()]
-            print('\n'.join(printable(line) for line in lines), flush=True)
+            self._print(''.join(printable(line) + '\n' for line in lines))
             self.lines = len(lines)
         elif time.monotonic() - self.shown >= EVERY:
             self.shown = time.monotonic()
@@ -87,8 +89,18 @@ class Progress:
 
     def _clear(self):
         if self.lines:
-            print(f'\033[{self.lines}A\033[J', end='')
+            self._print(f'\033[{self.lines}A\033[J')
             self.lines = 0
+
+    @staticmethod
+    def _print(text):
+        """Writes to stdout; where nobody reads it any more, the runs go on all the same."""
+        try:
+            print(text, end='', flush=True)
+        except OSError as error:
+            drop_output()
+            warn(f'the output cannot be written any more ({error.strerror or error}); the runs go on, and the table '
+                 'grows in its file')
 
     def _line(self, name):
         run, total = self.running[name], self.tasks[name]['episodes']
@@ -132,6 +144,14 @@ def own_options(further):
     """
     return ' '.join(shlex.quote(word) for name, value in zip(further[::2], further[1::2]) if name not in ELSEWHERE
                     for word in (name, value))
+
+
+def table_name(what, quick=False, own=''):
+    """The name of the file of a table: another one for other runs, and for other options of the user's own."""
+    name = '_'.join(what)
+    if len(name) > 60:  # more than one list begins so
+        name = f'{name[:50]}_{zlib.crc32(name.encode()):08x}'
+    return name + ('_quick' if quick else '') + (f'_{zlib.crc32(own.encode()):08x}' if own else '') + '.md'
 
 
 def table_of(parts, outcomes, paper, quick=False, own=''):

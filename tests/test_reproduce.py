@@ -128,6 +128,34 @@ def test_a_run_that_is_asked_for_twice_is_done_once_with_all_tests():
     assert (5, 5) in part.wanted
 
 
+def test_other_runs_have_another_table():
+    names = [f'{way}{letter}' for way in (5, 10, 15, 20) for letter in 'ABCDEFG']
+    several = [progress.table_name(*args) for args in (
+        (['5A'],), (['5A'], True), (['5A'], False, '--seed 1'), (names,), (names[:-1],), (names[:-2],))]
+    assert several[0] == '5A.md' and len(set(several)) == 6 and max(map(len, several)) < 80
+
+
+@posix
+def test_where_nobody_reads_the_output_the_runs_go_on():
+    program = '''if True:
+        from reproduction.progress import Progress
+        shown = Progress([])
+        for i in range(3):
+            shown.say('a line')
+        raise SystemExit('went on')'''
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.stderr.count('the runs go on') == 1 and done.stderr.endswith('went on\n')
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(SystemExit, match=r'file/runs cannot be made .* give another one \(--out\)'):
+        reproduce.main(['5A', '--out', str(tmp_path / 'file' / 'runs')])
+
+
 @pytest.mark.parametrize('word, words', [('99Z', 'no table and no run'), ('M-pixels', 'no table and no run'),
                                          ('figure4', 'python figures/figure4.py'),
                                          ('table2', 'no runs for table2 yet')])
