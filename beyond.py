@@ -20,8 +20,8 @@ VIEWS = 'shifted', 'mirrored'  # what `Views` looks at besides an image itself
 
 def _words(name, value, known):
     """The words of a text such as 'fc, keys', as a list; ValueError if one isn't known."""
-    words = value.split(', ')
-    if not set(words) <= set(known):
+    words = value.split(', ') if isinstance(value, str) else ()
+    if not words or not set(words) <= set(known):
         raise ValueError(f'{name} = {value!r}: name some of {", ".join(known)}, as in "{", ".join(known[-2:])}"')
     return words
 
@@ -260,6 +260,9 @@ class Average(training.Extension):
 
     Attributes:
         model: the averaged model, of the same class, on the same device.
+
+    Raises:
+        ValueError: the decay is out of its range; the trained model has got other arrays since.
     """
 
     trigger = 1, 'iteration'
@@ -267,6 +270,8 @@ class Average(training.Extension):
     default_name = 'average'
 
     def __init__(self, model, decay):
+        if not 0 <= decay < 1:
+            raise ValueError(f'decay = {decay}: must be at least 0 and below 1')
         self.trained = model
         self.model = model.copy('copy')
         self.model.cleargrads()
@@ -276,7 +281,10 @@ class Average(training.Extension):
     def __call__(self, trainer):
         rate = 1 - min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
         self.n_updates += 1
-        for average, value in zip(_arrays(self.model), _arrays(self.trained)):
+        averages, values = list(_arrays(self.model)), list(_arrays(self.trained))
+        if [array.shape for array in averages] != [array.shape for array in values]:
+            raise ValueError('the model has other arrays than when its average was made: make Average after add_ways')
+        for average, value in zip(averages, values):
             if isinstance(average, cuda.ndarray):
                 kernels.average(average, value, rate)
             else:

@@ -41,6 +41,8 @@ def read_folder(folder, kind='images'):
         ValueError: there are none, or something of the other kind.
         OSError: it is no folder.
     """
+    if not os.path.isdir(folder):
+        raise NotADirectoryError(f'there is no folder {folder}: make it, and put the {kind} there')
     paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if not is_system_file(name)]
     if not paths:
         raise ValueError(f'{folder} is empty: put the {kind} there')

@@ -5,6 +5,7 @@ or (n_images, H, W, 3) in colour, and 255 means full ink or full brightness. `sa
 """
 
 import importlib
+import numbers
 import typing
 
 import numpy as np
@@ -77,8 +78,8 @@ class EpisodeSampler:
         if not 0 <= distortion <= MOST:
             raise ValueError(f'distortion is {distortion}, but must be from 0 to {MOST}')
         for setting, value, least in ('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1):
-            if value < least:
-                raise ValueError(f'{setting} is {value}, but must be at least {least}')
+            if not isinstance(value, numbers.Integral) or value < least:
+                raise ValueError(f'{setting} is {value!r}, but must be a whole number, at least {least}')
         if not classes:
             raise ValueError('there are no classes to sample from: load a data set that has some')
         if len(classes) < way:

@@ -341,7 +341,7 @@ class MetaNet(chainer.Chain):
 
     def add_ways(self, ways):
         """Adds to both networks the softmax layers that they lack for these ways. Set optimizers up after it."""
-        for way in dict.fromkeys(ways):  # in their order: initial weights of the first don't depend on the others
+        for way in checks.check_ways(ways):  # in their order: initial weights of the first don't depend on the others
             self.base.add_way(way)
             self.embed.add_way(way)
 
@@ -427,7 +427,7 @@ class MetaNet(chainer.Chain):
             Fast weights in that order, some deferred (`ops.lazy`): for m of those shapes, for d without the first axis.
 
         Raises:
-            ValueError: the meta information does not fit the layers.
+            ValueError: the meta information, or what the learner makes of it, does not fit the layers.
         """
         checks.check_meta_information(gradients, layers, slow_arrays(layers))
         fast = {}
@@ -435,7 +435,7 @@ class MetaNet(chainer.Chain):
             places = [i for i, layer in enumerate(layers) if layer.kind == kind]
             if places:
                 fast.update(zip(places, self[f'{name}_{kind}'](part(gradients, places))))
-        return [fast[i] for i in range(len(layers))]
+        return checks.check_fast_weights(name, fast, slow_arrays(layers))
 
     def loss(self, episode):
         """Sum of the query set's cross-entropies; reports `loss`, their mean, `accuracy`, and `largest_logit`.

@@ -20,6 +20,7 @@ if __name__ == '__main__':
 import data  # noqa: E402
 import train_omniglot  # noqa: E402
 from experiment.console import plain_errors  # noqa: E402
+from experiment.models import settings_in  # noqa: E402
 from experiment.results import final_test, is_papers  # noqa: E402
 from experiment.settings import COMMON, Check, configured, path_of, refuse_images, whole  # noqa: E402
 from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
@@ -56,6 +57,8 @@ def run():
         if os.path.lexists(table):
             raise FileExistsError(f'{table} has the results of an earlier test: give another folder (out), or move it')
         device = use_device(gpu)
+        for path in paths(models):
+            settings_in(path)  # before MNIST is fetched
         _, digits, source = data.mnist(mnist_path or None)
         loaded = []
         for path in paths(models):

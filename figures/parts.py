@@ -31,9 +31,17 @@ def write_table(path, rows):
 
 
 def read_table(path):
-    """The rows of a csv file, a list of dicts of texts."""
-    with open(path, encoding='utf-8', newline='') as file:
-        return list(csv.DictReader(file))
+    """The rows of a csv file, a list of dicts of texts.
+
+    Raises:
+        ValueError: it is no csv file; the message names it.
+        OSError: it cannot be read.
+    """
+    try:
+        with open(path, encoding='utf-8', newline='') as file:
+            return list(csv.DictReader(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f'{path} is no csv file ({error}): give one') from error
 
 
 def new_picture(width, height, n_columns=1):

@@ -150,10 +150,10 @@ def check_parts(base, embed, network, ways, n_steps):
     for part in base, embed:
         if not isinstance(part, network):
             raise TypeError(f'base and embed must be of a class derived from Network, not {type(part).__name__}')
-    if isinstance(ways, numbers.Integral) or not ways or min(ways) < 2:
-        raise ValueError(f'ways = {ways}: give a list of numbers of classes, each at least 2, such as [5]')
-    if n_steps < 1:
-        raise ValueError(f'n_steps = {n_steps}: must be at least 1')
+    if not check_ways(ways):
+        raise ValueError('ways is empty: give a list of numbers of classes, each at least 2, such as [5]')
+    if not isinstance(n_steps, numbers.Integral) or n_steps < 1:
+        raise ValueError(f'n_steps = {n_steps}: must be a whole number, at least 1')
     names = {}
     for part, link in ('base', base), ('embed', embed):
         for name, param in link.namedparams():
@@ -162,6 +162,17 @@ def check_parts(base, embed, network, ways, n_steps):
                 raise ValueError(f'{first} and {part + name} are one parameter: optimizers would step twice, and '
                                  'a copy of the model would have two. Register a layer once, and call it as often as '
                                  'you like; base and embed share layers by base_on_keys=True alone')
+
+
+def check_ways(ways):
+    """Refuses what is not a list of numbers of classes; returns each once, in their order.
+
+    Raises:
+        ValueError: says what to give.
+    """
+    if isinstance(ways, numbers.Number) or any(not isinstance(way, numbers.Integral) or way < 2 for way in ways):
+        raise ValueError(f'ways = {ways}: give a list of numbers of classes, each at least 2, such as [5]')
+    return list(dict.fromkeys(map(int, ways)))
 
 
 def check_weights(layers, fast, copies):
@@ -227,6 +238,27 @@ def check_meta_information(gradients, layers, slow):
     if len({shape[0] for shape in found}) > 1:
         raise ValueError(f'meta_information returned arrays of {[shape[0] for shape in found]} groups: return as many '
                          'for each layer')
+
+
+def check_fast_weights(name, fast, slow):
+    """Refuses what a meta learner made that is not fast weights; returns them as a list.
+
+    Args:
+        name: as of `MetaNet.meta_learner`; all but 'm' make a task's, without the axis of groups.
+        fast: {place of a layer: its fast weights}; of those that wait to be made nothing is looked at.
+        slow: the layers' slow weights, as arrays.
+
+    Raises:
+        ValueError: names what is wrong, and what it should be.
+    """
+    for i, weights in enumerate(slow):
+        if i not in fast:
+            raise ValueError(f'a learner {name} returned too few fast weights: return one for each layer')
+        shape = getattr(fast[i], 'shape', None)
+        if shape is not None and (shape[1:] if name == 'm' else shape) != weights.shape:
+            wanted = ('n_groups', *weights.shape) if name == 'm' else weights.shape
+            raise ValueError(f'a learner {name} returned fast weights of {shape}: return {wanted}')
+    return [fast[i] for i in range(len(slow))]
 
 
 def check_images(x, shape):

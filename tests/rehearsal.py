@@ -163,7 +163,7 @@ def test_held_scales_agree_with_the_cpu_and_wait_for_nothing_more():
     gradients = []
     for gpu in (-1, 0):
         place = device.use(gpu)
-        base = ScaledCNN(4, scale=1, fast_scale=12)
+        base = ScaledCNN(4, hidden_scale=1, fast_scale=12)
         model = MetaNet(base, CNN(4, activation=None), [5])
         model.initialize_uniform(0, scale=.3)
         model.to_device(place)

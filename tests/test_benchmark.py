@@ -18,6 +18,12 @@ print('test: %d.5 s per episode' % (100 * args.query))
 '''
 
 
+def test_a_peer_that_is_missing_is_found_at_once(tmp_path):
+    done = subprocess.run([sys.executable, BENCHMARK, '--peer', str(tmp_path / 'peer.py')], capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and 'peer.py: there is no such file' in done.stderr and not done.stdout
+
+
 def test_race(tmp_path):
     peer = tmp_path / 'peer.py'
     peer.write_text(PEER)

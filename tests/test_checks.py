@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 
+from beyond import Average, Views
 from data import Episode
 from metanet import CNN, MLP, FastConvolution2D, FastLinear, Memory, MetaNet, Network
 from ops.compat import F, L, chainer
@@ -217,12 +218,49 @@ def test_a_layer_that_is_called_twice_is_fine():
     (lambda: CNN(4, image_size=(28, 20)), ValueError, r'image_size = \(28, 20\): .* images are square'),
     (lambda: CNN(4, n_slow=6), ValueError, 'n_slow = 6'),
     (lambda: MetaNet(MLP(4), MLP(4), np.int64(5)), ValueError, r'ways = 5: give a list'),
+    (lambda: MetaNet(MLP(4), MLP(4), []), ValueError, r'ways is empty: give a list'),
+    (lambda: MetaNet(MLP(4), MLP(4), [[5]]), ValueError, r'ways = \[\[5\]\]: give a list'),
+    (lambda: MetaNet(MLP(4), MLP(4), [3], n_steps=2.5), ValueError, 'n_steps = 2.5: must be a whole number'),
+    (lambda: model().add_ways([1]), ValueError, r'ways = \[1\]: give a list'),
+    (lambda: Average(model(), 1), ValueError, 'decay = 1: must be at least 0 and below 1'),
+    (lambda: Views(CNN(4), ['shifted']), ValueError, r"views = \['shifted'\]: name some of shifted, mirrored"),
     (lambda: model().loss((X, Y, X)), ValueError, 'the episode is a tuple of 3: give a data.Episode, four arrays'),
     (lambda: model().loss(X), ValueError, 'the episode is a ndarray: give'),
 ])
 def test_parts_and_episodes_that_are_none_are_refused(make, kind, message):
     with pytest.raises(kind, match=message):
         make()
+
+
+def test_an_array_of_ways_is_a_list():
+    assert MetaNet(MLP(4), MLP(4), np.array([4, 3, 4])).base.softmax(4).W.shape == (4, 4)
+
+
+def test_an_average_of_a_model_that_has_got_a_way_since_is_refused():
+    metanet = MetaNet(MLP(4), MLP(4), [3])
+    average = Average(metanet, 0.9)
+    metanet.add_ways([4])
+    with pytest.raises(ValueError, match='make Average after add_ways'):
+        average(None)
+
+
+@pytest.mark.parametrize('name, wrong, message', [
+    ('d_fc', lambda gradients: gradients, r'a learner d returned fast weights of \(3, 4, 4\): return \(4, 4\)'),
+    ('m_fc', lambda gradients: [gradient[0] for gradient in gradients],
+     r"a learner m returned fast weights of \(4, 4\): return \('n_groups', 4, 4\)"),
+    ('m_fc', lambda gradients: list(gradients)[:-1], 'a learner m returned too few fast weights')])
+def test_learners_that_make_no_fast_weights_are_refused(name, wrong, message):
+    class Wrong(chainer.Link):
+        def forward(self, gradients):
+            return [chainer.as_variable(weights) for weights in wrong(gradients)]
+
+    metanet = MetaNet(MLP(4), MLP(4), [3], n_steps=3)
+    delattr(metanet, name)
+    with metanet.init_scope():
+        setattr(metanet, name, Wrong())
+    x = np.ones((3, 4), np.float32)
+    with pytest.raises(ValueError, match=message):
+        metanet(x, Y, x)
 
 
 def test_four_arrays_are_an_episode():

@@ -112,7 +112,8 @@ def test_the_kind_of_file_makes_no_difference(tmp_path, ending, make):
     (lambda folder: (folder / 'query' / 'a\x1b[1m\n.bmp').write_text('text'), r'a\x1b[1m\n.bmp cannot be read'),
     (lambda folder: (folder / 'query' / 'a0.bmp').rename(folder / 'support' / 'a' / 'a0.bmp'), '(a: 2, b: 1, c: 1)'),
     (lambda folder: (folder / 'support' / 'd').mkdir(), 'is empty: put the images there'),
-    (lambda folder: (folder / 'support').rename(folder / 'supprt'), 'No such file or directory'),
+    (lambda folder: (folder / 'support').rename(folder / 'supprt'), 'support: make it, and put the folders of images'),
+    (lambda folder: (folder / 'query').rename(folder / 'queries'), 'query: make it, and put the images there'),
     (lambda folder: [(folder / 'support' / name).rename(folder / name) for name in 'ab'], 'holds one class'),
 ])
 def test_bad_folders_are_refused(folder, spoil, message):

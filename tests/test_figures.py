@@ -9,6 +9,7 @@ from small_scripts import save_strokes, train
 import data
 from figures import figure3, figure4, figure5
 from ops.compat import chainer
+from tools import draw_curves, draw_figures, draw_metanet
 
 DIGITS = data.synthetic_digits(20)
 
@@ -211,6 +212,13 @@ def test_figure5_needs_enough_images(folder):
     assert 'lower shot or n_query' in ending(figure5.main, ['--models=here/model.npz', '--n_queries=20'])
 
 
-def test_figure5_needs_models_of_characters(folder):
+@pytest.mark.parametrize('tool', [draw_curves, draw_figures, draw_metanet])
+def test_pictures_that_cannot_be_written_are_named(folder, tool):
+    (folder / 'file').write_text('')
+    assert ending(tool.main, ['--out=file/pictures']).startswith('error: ')
+
+
+def test_figure5_needs_models_of_characters(folder, monkeypatch):
+    monkeypatch.setattr(data, 'mnist', None)  # it looks for the models before it fetches digits
     assert 'none.npz' in ending(figure5.main, ['--models=none.npz'])
     assert 'models = ' in ending(figure5.main, ['--models=a.npz,'])

@@ -53,6 +53,20 @@ def test_without_a_change_it_is_the_run_itself(folder, words):
     assert all(1 <= float(row['attention peak']) < 6 for row in found)
 
 
+@pytest.mark.parametrize('out, message', [('run/log.csv', 'lies in the folder of the run'), ('rows', 'ends with .csv'),
+                                          ('rows.csv', 'is a folder, but a file of that name')])
+def test_rows_replace_nothing_of_the_run(folder, monkeypatch, out, message):
+    (folder / 'run').mkdir()
+    (folder / 'rows.csv').mkdir()
+    monkeypatch.setattr(follow, 'started', None)
+    assert message in ending(follow.main, ['run', '--out', out])
+
+
+def test_a_table_that_is_none_is_named(folder):
+    (folder / 'rows.csv').write_bytes(b'\xcd\xcd')
+    assert 'rows.csv is no csv file' in ending(follow.main, ['--draw', 'rows.csv', '--out=picture.png'])
+
+
 @pytest.mark.parametrize('change', [['--alpha=0.1'], ['--beta2=0.1'], ['--weight_decay_rate=0.1'], ['--centred=keys'],
                                     ['--hidden_scale=2'], ['--fast_scale=2']])
 def test_a_change_changes_the_rows(folder, change):

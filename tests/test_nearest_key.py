@@ -44,6 +44,13 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.usefixtures('folder')
+def test_a_way_that_is_too_large_is_refused_before_any_test(capsys):
+    words = ['here/model.npz', '--n_outputs_test=5,500', '--input_path=characters']
+    assert '500-way episodes need 500 classes' in ending(nearest_key.main, words)
+    assert '1-shot' not in capsys.readouterr().out.partition('the paper has no such number')[2]
+
+
+@pytest.mark.usefixtures('folder')
 def test_no_queries_are_refused():
     assert 'n_query' in ending(nearest_key.main, ['here/model.npz', '--n_queries_test=0', '--input_path=characters'])
 

@@ -3,6 +3,7 @@ import json
 import os
 
 import pytest
+from small_runs import ROOT
 from small_scripts import SMALL, TEXTURES, call, refusal, save_parts, train
 
 import data
@@ -90,6 +91,11 @@ def test_a_run_of_an_earlier_version_had_as_many_queries_in_tests_as_in_training
     shown = capsys.readouterr()
     assert 'going on after 1 episodes' in shown.out
     assert 'best.npz is missing' in shown.err and 'best_average.npz' not in shown.err
+
+
+def test_a_model_of_the_other_script_is_named_as_such(script):
+    end = refusal(script, '--evaluate', os.path.join(ROOT, 'assets', 'omniglot_5way.npz'))
+    assert 'omniglot_5way.npz' in end and 'it is one of train_omniglot.py, which tests it' in end
 
 
 def test_a_run_starts_from_the_best_of_another(script, capsys):

@@ -208,6 +208,7 @@ def save_npy(path):
     (save_npy, 'is not an npz file'),
     (lambda path: np.savez(path, a=1), 'it has no settings'),
     (lambda path: np.savez(path, settings='{"seed": 0}'), 'its settings lack n_outputs_train'),
+    (lambda path: np.savez(path, settings='{"model": "partial"}'), 'it is one of train_mini_imagenet.py, which tests'),
     (lambda path: path.unlink(missing_ok=True), 'model.npz does not exist'),
 ])
 def test_evaluate_refuses_what_is_no_model(script, tmp_path, damage, message):

@@ -40,7 +40,8 @@ import metanet  # noqa: E402
 import train_mini_imagenet  # noqa: E402
 import train_omniglot  # noqa: E402
 from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
-from experiment.console import keep_memory, plain_errors  # noqa: E402
+from experiment import console  # noqa: E402
+from experiment.console import plain_errors  # noqa: E402
 from experiment.loop import Clipping  # noqa: E402
 from ops.blocks import THREADS, one_blas_thread  # noqa: E402
 from ops.compat import chainer  # noqa: E402
@@ -246,7 +247,10 @@ def race(args, ours):
                 seconds += parts['episode']
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
         for seconds, name in zip(peers, ('train', 'test')):
-            seconds.append(float(re.search(rf'^{name}: ([0-9.]+) s', output, re.MULTILINE).group(1)))
+            found = re.search(rf'^{name}: ([0-9.]+) s', output, re.MULTILINE)
+            if not found:
+                raise ValueError(f'{args.peer} has printed no line "{name}: SECONDS s": let it')
+            seconds.append(float(found[1]))
     print(f'\nmedians of {args.rounds} rounds')
     for name, contender in [('peer', peers)] + list(ours.items()):
         train, test = map(statistics.median, contender)
@@ -257,7 +261,7 @@ def race(args, ours):
         print(f'ratio test {statistics.median(peers[1]) / statistics.median(test):.2f}')
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--way', type=int, default=5)
     parser.add_argument('--shot', type=int, default=1)
@@ -267,12 +271,13 @@ def main():
     parser.add_argument('--gpu', type=int, default=-1, help='-1 for the CPU')
     parser.add_argument('--peer', metavar='FILE', help='a script to race; PEER_PYTHON names its interpreter')
     parser.add_argument('--rounds', type=int, default=3, help='turns each takes in a race')
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.query is None:
         args.query = MODELS[args.model]['query']
     if min(args.way - 1, args.shot, args.query, args.repeats, args.rounds) < 1:
         parser.error('--way is at least 2, --shot, --query, --repeats and --rounds are at least 1')
-    keep_memory()  # as the training scripts do
+    if args.peer and not os.path.isfile(args.peer):
+        parser.error(f'--peer {args.peer}: there is no such file')
     with plain_errors():
         device = use(args.gpu)
     where = f'{THREADS} threads'
@@ -294,8 +299,9 @@ def main():
     if args.gpu >= 0:
         print(f'device memory {device.xp.get_default_memory_pool().total_bytes() / 1e9:.2f} GB')
     if args.peer:
-        race(args, ours)
+        with plain_errors((ValueError, OSError, subprocess.CalledProcessError)):
+            race(args, ours)
 
 
 if __name__ == '__main__':
-    main()
+    console.run(main)

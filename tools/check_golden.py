@@ -31,7 +31,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.p
 import numpy as np  # noqa: E402
 
 import metanet  # noqa: E402
-from experiment.console import plain_errors  # noqa: E402
+from experiment import console  # noqa: E402
+from experiment.console import plain_errors, say  # noqa: E402
 from ops import normalization  # noqa: E402
 from ops.compat import F, chainer, cuda  # noqa: E402
 from ops.pooling import Windows  # noqa: E402
@@ -242,15 +243,15 @@ def main(argv=None):
         with plain_errors():
             golden = Golden(path)
         kind = 'training' if golden.training else 'test'
-        print(f'{path}: {golden.support_y.max() + 1}-way {np.bincount(golden.support_y)[0]}-shot, {kind}')
+        say(f'{path}: {golden.support_y.max() + 1}-way {np.bincount(golden.support_y)[0]}-shot, {kind}')
         for kind, (value, where) in compare(golden).items():
             judged = kind != 'gradients from our logits'
             fine = not judged or value <= TOLERANCE
             passed &= fine
             verdict = '' if not judged else 'ok' if fine else 'TOO FAR'
-            print(f'  {kind:26} {value:.1e}  {verdict:8}{where}')
+            say(f'  {kind:26} {value:.1e}  {verdict:8}{where}')
     return 0 if passed else 1
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    console.run(lambda words: sys.exit(main(words)))

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure  # noqa: E402
 from matplotlib.lines import Line2D  # noqa: E402
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: E402
 
+from experiment import console  # noqa: E402
+from experiment.console import plain_errors  # noqa: E402
 from sources.files import replacing  # noqa: E402
 from tools.runs import ROOT, read_paper, read_runs  # noqa: E402
 
@@ -145,17 +147,18 @@ def draw_mini_imagenet(runs, paper):
     return figure
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--out', default=os.path.join(ROOT, 'assets'), help='folder of the pictures')
-    args = parser.parse_args()
-    runs, paper = read_runs(), read_paper()
-    pictures = {'omniglot_curves.png': draw_omniglot(runs, paper['table 1']),
-                'mini_imagenet.png': draw_mini_imagenet([runs[name] for name in MINI_IMAGENET], paper['table 2'])}
-    for name, figure in pictures.items():
-        with replacing(os.path.join(args.out, name)) as file:
-            figure.savefig(file, dpi=110, format='png')
+    args = parser.parse_args(words)
+    with plain_errors():
+        runs, paper = read_runs(), read_paper()
+        pictures = {'omniglot_curves.png': draw_omniglot(runs, paper['table 1']),
+                    'mini_imagenet.png': draw_mini_imagenet([runs[name] for name in MINI_IMAGENET], paper['table 2'])}
+        for name, figure in pictures.items():
+            with replacing(os.path.join(args.out, name)) as file:
+                figure.savefig(file, dpi=110, format='png')
 
 
 if __name__ == '__main__':
-    main()
+    console.run(main)

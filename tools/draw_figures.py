@@ -6,26 +6,30 @@
 import argparse
 import glob
 import os
+import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from figures import figure3, figure4, figure5  # noqa: E402  (after the project is on the path)
+from experiment import console  # noqa: E402  (after the project is on the path)
+from experiment.console import plain_errors  # noqa: E402
+from figures import figure3, figure4, figure5  # noqa: E402
 from tools import follow  # noqa: E402
 from tools.runs import ROOT  # noqa: E402
 
 ASSETS = os.path.join(ROOT, 'assets')
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--out', default=ASSETS, help='folder of the pictures')
-    args = parser.parse_args()
-    figure3.draw(sorted(glob.glob(os.path.join(ASSETS, 'figure3_*.csv'))), os.path.join(args.out, 'figure3.png'))
-    figure4.draw(sorted(glob.glob(os.path.join(ASSETS, 'figure4_seed*.csv'))), os.path.join(args.out, 'figure4.png'))
-    follow.draw(sorted(glob.glob(os.path.join(ASSETS, 'follow', '*.csv'))), os.path.join(args.out, 'follow.png'))
-    figure5.draw(os.path.join(ASSETS, 'figure5.csv'), os.path.join(args.out, 'figure5.png'))
+    args = parser.parse_args(words)
+    with plain_errors():
+        for draw, logs in (figure3.draw, 'figure3_*'), (figure4.draw, 'figure4_seed*'), (follow.draw, 'follow/*'):
+            picture = os.path.join(args.out, re.match('[a-z0-9]+', logs)[0] + '.png')
+            draw(sorted(glob.glob(os.path.join(ASSETS, logs + '.csv'))), picture)
+        figure5.draw(os.path.join(ASSETS, 'figure5.csv'), os.path.join(args.out, 'figure5.png'))
 
 
 if __name__ == '__main__':
-    main()
+    console.run(main)

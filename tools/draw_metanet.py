@@ -5,10 +5,17 @@
 """
 import argparse
 import os
+import sys
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Circle, FancyBboxPatch
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402  (after the project is on the path)
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Circle, FancyBboxPatch  # noqa: E402
+
+from experiment import console  # noqa: E402
+from experiment.console import plain_errors  # noqa: E402
+from sources.files import replacing  # noqa: E402
 
 ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets')
 SLOW, FAST, META, DATA = '#dbe7f5', '#fbe3c8', '#dff0d8', '#eeeeee'
@@ -106,12 +113,13 @@ def draw():
     return d
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--out', default=ASSETS, help='folder of the picture')
-    args = parser.parse_args()
-    draw().figure.savefig(os.path.join(args.out, 'metanet.png'), dpi=100)
+    args = parser.parse_args(words)
+    with plain_errors(), replacing(os.path.join(args.out, 'metanet.png')) as file:
+        draw().figure.savefig(file, dpi=100, format='png')
 
 
 if __name__ == '__main__':
-    main()
+    console.run(main)

@@ -23,12 +23,12 @@ import numpy as np  # noqa: E402
 import data  # noqa: E402
 import train_omniglot  # noqa: E402
 from beyond import Health  # noqa: E402
-from experiment.checkpoints import check_folder, run_settings, snapshots  # noqa: E402
+from experiment.checkpoints import run_settings, snapshots  # noqa: E402
 from experiment.console import plain_errors  # noqa: E402
 from experiment.loop import Clipping, EpisodeUpdater  # noqa: E402
 from experiment.results import tested_on  # noqa: E402
 from experiment.settings import as_tuple, check  # noqa: E402
-from figures.parts import new_picture, read_table, save_picture, write_table  # noqa: E402
+from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
 from ops.compat import chainer  # noqa: E402
 from sources.archives import read_npz  # noqa: E402
 
@@ -111,6 +111,19 @@ def follow(updater, n_episodes):
                'spread of scores': round(np.mean(found['scores/spread']), 2)}
 
 
+def check_out(out, folder):
+    """Refuses a csv that could not be written, or would lie among the run's own files, before anything is trained.
+
+    Raises:
+        ValueError, OSError: says so, and what to give instead.
+    """
+    if not out.lower().endswith('.csv'):
+        raise ValueError(f'{out} is no name of a csv file: give one that ends with .csv (--out)')
+    if os.path.realpath(os.path.dirname(out)) == os.path.realpath(folder):
+        raise ValueError(f'{out} lies in the folder of the run, which stays as it is: give another place (--out)')
+    check_names(os.path.dirname(out) or '.', os.path.basename(out))
+
+
 def draw(paths, picture):
     """Draws loss, largest logit and attention over the episodes, a line for each csv, named as its file."""
     if not picture.lower().endswith('.png'):
@@ -159,9 +172,9 @@ def main(words=None):
     if args.beta2 is not None and not 0 <= args.beta2 < 1 or args.alpha is not None and not args.alpha > 0:
         parser.error('--alpha has to be above 0, --beta2 at least 0 and below 1')
     with plain_errors():
-        updater = started(args.paths[0], args)
         if args.out:
-            check_folder(os.path.dirname(args.out) or '.')
+            check_out(args.out, args.paths[0])
+        updater = started(args.paths[0], args)
     rows = []
     for row in follow(updater, args.n_episodes):
         rows.append(row)

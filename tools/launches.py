@@ -21,6 +21,8 @@ fake_cupy.install()
 import benchmark  # noqa: E402
 import numpy as np  # noqa: E402
 
+from experiment import console  # noqa: E402
+
 
 class Counter(benchmark.Clock):
     """Launches and waits in place of seconds."""
@@ -29,12 +31,14 @@ class Counter(benchmark.Clock):
         return np.array([fake_cupy.counts['launches'], fake_cupy.counts['synchronisations']])
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
     parser.add_argument('--way', type=int, default=5)
     parser.add_argument('--query', type=int, default=10, help='query images a class')
     parser.add_argument('--model', choices=benchmark.MODELS, default='full', help="the paper's")
-    args = parser.parse_args(namespace=argparse.Namespace(shot=1, gpu=0, repeats=1))
+    args = parser.parse_args(words, argparse.Namespace(shot=1, gpu=0, repeats=1))
+    if args.way < 2 or args.query < 1:
+        parser.error('--way is at least 2, --query at least 1')
     with mock.patch.object(benchmark, 'Clock', Counter):
         times = benchmark.run(args, 'trained' if args.model == 'full' else 'initial')[-1]
     for title, parts in zip(('train', 'test'), times):
@@ -46,4 +50,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    console.run(main)

@@ -66,8 +66,8 @@ def compare(path, ways, n_queries, n_episodes, classes, input_path):
     chosen = dict(zip(script.PARTS, parts))[classes]
     refuse_images(settings, data.image_shape(chosen), input_path)
     n_queries = script.n_queries_test if n_queries is None else n_queries
-    for way in ways:
-        sampler = data.EpisodeSampler(chosen, way, 1, n_queries, seed=(0, 3, way))
+    samplers = {way: data.EpisodeSampler(chosen, way, 1, n_queries, seed=(0, 3, way)) for way in ways}
+    for way, sampler in samplers.items():
         results = 100 * np.array([accuracies(model, sampler.sample()) for _ in range(n_episodes)])
         words = ['model {:.2f} +- {:.2f} %'.format(*interval(results[:, 0]))]
         for name, values in ('nearest key', results[:, 1]), ('nearest key on slow weights', results[:, 2]):
