@@ -20,6 +20,7 @@ from ops import NormalizedConvolution2D, channels_last, convolution, late_mixtur
 from ops.compat import F, L, chainer
 from ops.gradients import Gradients, part, slow_arrays
 from ops.lazy import looking_once, needed
+from ops.memory import moderate
 from ops.normalization import NORMALIZATIONS
 
 
@@ -102,7 +103,7 @@ class FastConvolution2D(FastLayer):
         return convolution(x, weights, self.group, relu, pool)
 
     def augment(self, x, weights):
-        if self.pool and self.activation is F.relu:
+        if self.pool and self.activation is F.relu and type(self).product is FastConvolution2D.product:
             return self.product(x, weights, relu=True, pool=True)
         y = super().augment(x, weights)
         return max_pooling(y) if self.pool else y
@@ -206,8 +207,7 @@ class CNN(Network):
         n_slow: convolutions, from the first, with batch normalisation and no fast weights: 0 in "full", 3 in "partial".
 
     Raises:
-        ValueError: a size is no whole number above 0, `n_slow` not 0 to 5; `forward` gets images of another shape or
-            dtype, or some far beyond [0, 1], such as 255.
+        ValueError: a size is no whole number above 0, `n_slow` not 0 to 5; or `forward` gets no such images in [0, 1].
     """
 
     def __init__(self, n_filters=64, activation=F.relu, in_channels=1, image_size=28, n_slow=0):
@@ -293,9 +293,9 @@ class Memory:
 
     def attention(self, queries):
         """Softmax over the memory of the cosine between queries (n, d) and keys: (n, n_support), none negative."""
-        norms = F.matmul(F.sum(queries ** 2, axis=1, keepdims=True), F.sum(self.keys ** 2, axis=1, keepdims=True),
-                         transb=True)
-        return F.softmax(F.matmul(queries, self.keys, transb=True) / F.sqrt(norms + 1e-6), axis=1)
+        queries, keys = moderate(queries), moderate(self.keys)
+        norms = F.matmul(*(F.sum(x ** 2, axis=1, keepdims=True) for x in (queries, keys)), transb=True)
+        return F.softmax(F.matmul(queries, keys, transb=True) / F.sqrt(norms + 1e-6), axis=1)
 
     def read(self, queries):
         """W*, a list of (n, ...): for each query the mean of the values, weighted by attention. Some may wait, too."""

@@ -18,7 +18,13 @@ REMEDY = 'give a model.npz or best.npz of a run'
 
 
 def class_names(model, names):
-    """{name: class with its module} for names such as class_of_model, the model itself, and class_of_base, a part."""
+    """{name: class with its module} for names such as class_of_model, the model itself, and class_of_base, a part.
+
+    Raises:
+        ValueError: a part has the name by which files tell averaged weights.
+    """
+    if any(child.name == 'average' for child in model.children()):
+        raise ValueError("the model has a link called average, as files call averaged weights: rename the link")
     parts = {name: model if name == CLASS + 'model' else getattr(model, name[len(CLASS):], None) for name in names}
     return {name: _class_name(type(part)) for name, part in parts.items()}
 

@@ -153,6 +153,18 @@ class _MixedProduct(chainer.FunctionNode):
         return [chainer.as_variable(gradients[i]) for i in indexes]
 
 
+def moderate(x):
+    """A variable (n, d), brought below 2 ** 24 by a power of two if it reaches beyond.
+
+    A cosine stays what it is, to the bit, and the squares in its norms don't overflow: keys of a model's first episodes
+    may be of 1e12, with the authors' initialisation. On a GPU, where to look would be to wait, x stays as it is.
+    """
+    if isinstance(x.array, cuda.ndarray):
+        return x
+    exponent = numpy.frexp(abs(x.array).max())[1]
+    return x * x.dtype.type(2. ** (24 - exponent)) if exponent > 24 else x
+
+
 def mixed_product(x, mixed):
     """Products of vectors with a mean of weights each: their mean, rather than products with the weights' mean.
 

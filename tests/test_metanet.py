@@ -55,6 +55,18 @@ def test_any_way_and_shot(way, shot):
     assert without == [f'/embed/softmax{way}/W']
 
 
+def test_huge_keys_have_cosines_and_gradients():
+    """As a model's first episodes have them with the authors' initialisation; their squares are beyond float32."""
+    random = np.random.RandomState(0)
+    keys, queries = (random.randn(n, 6).astype(np.float32) for n in (4, 5))
+    expected = Memory(chainer.Variable(keys), []).attention(chainer.Variable(queries)).array
+    huge = [chainer.Variable(np.float32(2. ** power) * x) for power, x in ((40, keys), (50, queries))]
+    attention = Memory(huge[0], []).attention(huge[1])
+    np.testing.assert_allclose(attention.array, expected, rtol=1e-5)
+    F.sum(attention * random.randn(5, 4).astype(np.float32)).backward()
+    assert all(x.grad.any() and np.isfinite(x.grad).all() for x in huge)
+
+
 def test_memory_reads_by_cosine():
     keys = np.array([[1, 0], [0, 2], [3, 3]], np.float32)
     values = np.arange(6, dtype=np.float32).reshape(3, 2, 1)
@@ -202,10 +214,10 @@ def test_negative_weights_matter_without_relu(untiled, monkeypatch):
 class CentredConvolution(FastConvolution2D):
     """Of negative weights it makes some that are not."""
 
-    def product(self, x, weights, relu, pool=False):
+    def product(self, x, weights, relu):
         centred = [weight - F.broadcast_to(F.mean(weight, axis=(-3, -2, -1), keepdims=True), weight.shape)
                    for weight in weights]
-        return super().product(x, centred, relu, pool)
+        return super().product(x, centred, relu)
 
 
 def test_negative_weights_matter_to_a_product_of_ones_own(untiled, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from small_runs import ROOT
 
 import train_omniglot
+from experiment.models import class_names
 
 MODEL = os.path.join(ROOT, 'assets', 'omniglot_5way.npz')
 
@@ -92,3 +93,11 @@ def test_a_copy_loads(tmp_path):
     shutil.copy(MODEL, tmp_path)
     train_omniglot.load(str(tmp_path / 'omniglot_5way.npz'), [5])
     train_omniglot.load(tampered(tmp_path / 'model.npz', {'n_outputs_test': [5, 10], 'note': 'mine'}), [5])
+
+
+def test_a_part_that_files_would_take_for_averaged_weights_is_refused():
+    model, settings = train_omniglot.load(MODEL, [5])
+    with model.init_scope():
+        model.average = model.base.fc1.copy()
+    with pytest.raises(ValueError, match='a link called average'):
+        class_names(model, train_omniglot.usual_classes(settings))
