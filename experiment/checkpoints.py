@@ -123,14 +123,13 @@ def run_settings(out, earlier):
 
 
 def _read_settings(path):
-    damaged = f'{path} is damaged (%s): {ANOTHER_FOLDER}'
-    if not os.path.isfile(path):
-        raise ValueError(damaged % 'it is no file')
-    with open(path, encoding='utf-8-sig') as file:  # some editors begin a file with a mark
-        try:
+    try:
+        if not os.path.isfile(path):
+            raise ValueError('it is no file')
+        with open(path, encoding='utf-8-sig') as file:  # some editors begin a file with a mark
             return parse_settings(file.read(MAX_SETTINGS + 1))
-        except ValueError as error:
-            raise ValueError(damaged % error) from error
+    except ValueError as error:
+        raise ValueError(f'{path} is damaged ({error}): {ANOTHER_FOLDER}') from error
 
 
 def parse_settings(text):
@@ -263,9 +262,13 @@ def resume(trainer):
     for path in snapshots(trainer.out):
         try:
             _load_snapshot(path, trainer)
-        except (ValueError, OSError) as error:
+        except (ValueError, FileNotFoundError) as error:
+            if isinstance(error.__cause__, MemoryError):
+                fail(f'{error}. The same command then goes on from that snapshot')
             bad.append((path, error))
             continue
+        except OSError as error:  # the disk or the rights, and not the snapshot
+            fail(f'{path} cannot be read ({error.strerror or error}): mend that; the same command then goes on from it')
         snapshot = trainer.get_extension('snapshot')
         snapshot.kept = [path]
         ends = [other for other in snapshots(trainer.out) if not _episodes(other) % trainer.updater.epoch_size]

@@ -192,9 +192,9 @@ class Best(training.Extension):
     def __call__(self, trainer):
         dev = 100 * trainer.observation[self.dev_accuracy]
         if dev > self.test_result[1]:
-            save_models(self.path, {self.weights: self.model}, dict(self.settings, n_trained=trainer.updater.iteration))
             self.sampler.set_state(self.start)
-            results = test(self.model, self.sampler, self.n_episodes)
+            results = test(self.model, self.sampler, self.n_episodes)  # takes minutes, in which the last best stays
+            save_models(self.path, {self.weights: self.model}, dict(self.settings, n_trained=trainer.updater.iteration))
             chainer.report(dict(zip((f'{self.name}/loss', f'{self.name}/accuracy'), results.mean(axis=0))))
             self.test_result[:] = (trainer.updater.iteration, dev) + interval(100 * results[:, 1])
 

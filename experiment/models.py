@@ -134,7 +134,7 @@ def take_weights(out, path, load, model, run):
         run: the settings of the run, a dict.
 
     Raises:
-        ValueError: the file is no model, of other networks, or was trained on classes that the run tests on.
+        ValueError: the file is no model, of other networks, or was trained on another split of the run's data.
         OSError: it cannot be read.
     """
     if snapshots(out):
@@ -145,6 +145,10 @@ def take_weights(out, path, load, model, run):
     if settings['data'] == run['data'] == 'Omniglot' and splits[0] != splits[1] and splits != ('dev', 'previous'):
         raise ValueError(f'start_from = {path!r} was trained on characters of the split {splits[0]!r}, some of which '
                          f'are test characters of split = {splits[1]!r}: give a model of that split')
+    digests = settings.get('data_digest'), run.get('data_digest')
+    if settings['data'] == run['data'] and all(digests) and digests[0] != digests[1]:
+        raise ValueError(f'start_from = {path!r} was trained on {settings["data"]} when it had other images or '
+                         'classes, perhaps those that are tested on now: give a model of the data as they are')
     same = settings['n_outputs_train'] == run['n_outputs_train']
     its = {name: array for name, array in _arrays(trained).items() if same or '/softmax' not in name}
     own = {name: array for name, array in _arrays(model).items() if '/softmax' in name}

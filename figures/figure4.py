@@ -180,7 +180,8 @@ def run(settings):
             raise ValueError(f'characters have (channels, size) {shapes[0]}, but digits {shapes[1]}: give others that '
                              'have the same (input_path)')
         source = f'{omniglot_name}, then {mnist_name}'
-        settings = dict(settings, data=source, data_digest=data.digest_of(source, characters, new_characters, digits))
+        digests = data.digest_of(omniglot_name, characters, new_characters), data.digest_of(mnist_name, digits)
+        settings = dict(settings, data=source, data_digest=' '.join(filter(None, digests)))
         del settings['mnist_path']  # another run may find them elsewhere
         orders = np.random.RandomState([seed, 2])
         orders = [orders.permutation(digits['0'][0].size) for _ in range(n_permutations)]

@@ -74,8 +74,9 @@ def run():
                       and nb_samples_per_class == trained['nb_samples_per_class'] == 1
                       and is_papers(trained, train_omniglot.usual_classes(trained), train_omniglot.SIZES))
         paper = PAPER[trained['variant']] if comparable else None
-        final_test(model, {len(digits): sampler}, n_test_episodes, train_omniglot.label(trained, source),
-                   {len(digits): paper}, lambda row, trained=trained: rows.append({**row, 'seed': trained['seed']}))
+        label = train_omniglot.label(dict(trained, inserted_scale=inserted_scale), source)
+        final_test(model, {len(digits): sampler}, n_test_episodes, label, {len(digits): paper},
+                   lambda row, trained=trained: rows.append({**row, 'seed': trained['seed']}))
     with plain_errors():
         os.makedirs(out, exist_ok=True)
         write_table(table, rows)

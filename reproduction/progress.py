@@ -1,6 +1,7 @@
 """What is shown of runs: one display for all, and the table with the paper's numbers beside ours."""
 import re
 import shlex
+import shutil
 import sys
 import time
 import zlib
@@ -81,7 +82,8 @@ class Progress:
         if sys.stdout.isatty():
             self._clear()
             lines = [self._line(name) for name in self.running] + [self.summary()]
-            self._print(''.join(printable(line) + '\n' for line in lines))
+            width = shutil.get_terminal_size().columns - 1  # a longer line would take two, of which one is cleared
+            self._print(''.join(printable(line)[:width] + '\n' for line in lines))
             self.lines = len(lines)
         elif time.monotonic() - self.shown >= EVERY:
             self.shown = time.monotonic()

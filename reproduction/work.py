@@ -23,8 +23,8 @@ THREADS = 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'VECLIB_
 RESULT = re.compile(r'^(.*), (\d+)-way (\d+)-shot: ([\d.]+) \+- ([\d.]+|nan) % on (\d+) test episodes;', re.MULTILINE)
 STAND_IN = '!!  THIS IS NOT '  # in what a script says where its data are missing
 BESTS = 'best.npz', 'best_average.npz'
-BACK = 'settings.json', 'log', 'log.csv', 'learning_curve.png', 'final_test.csv', 'model.npz', *BESTS, 'output.txt', \
-    'done.json'
+BACK = ('settings.json', 'log', 'log.csv', 'learning_curve.png', 'final_test.csv', 'final_test_2.csv',
+        'final_test_3.csv', 'model.npz', *BESTS, 'output.txt', 'done.json')
 PACKAGES = 'ops', 'experiment', 'sources', 'reproduction', 'tools'
 
 
@@ -110,7 +110,8 @@ def work(task, say, stopping, root=None, folder=None, alone=False):
              'where': f'{socket.gethostname()}, process {os.getpid()}'})
     outcome = {'name': task['name'], 'state': 'done', 'message': '', 'rows': [], 'folder': folder}
     for key, words in _steps(task, folder):
-        if key not in done:
+        rows = done.get(key)
+        if rows is None:
             if stopping():
                 outcome['state'] = 'stopped'
                 break
@@ -118,14 +119,15 @@ def work(task, say, stopping, root=None, folder=None, alone=False):
             if code:
                 outcome.update(state='stopped' if stopped else 'failed', message=_last_words(output, code))
                 break
-            done[key] = [dict(zip(('label', 'way', 'shot', 'accuracy', 'interval', 'episodes'), match.groups()))
-                         for match in RESULT.finditer(output)]
+            rows = [dict(zip(('label', 'way', 'shot', 'accuracy', 'interval', 'episodes'), match.groups()))
+                    for match in RESULT.finditer(output)]
             if STAND_IN in output:  # not done: the data may be there the next time
                 outcome['message'] = 'on invented data, which is no result: output.txt says where to put the data; ' \
                                      f'then remove {folder}'
             else:
+                done[key] = rows
                 _write_done(folder, done)
-        outcome['rows'] += done[key]
+        outcome['rows'] += rows
     outcome['source'] = _progress(folder).get('source')
     return outcome
 

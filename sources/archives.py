@@ -288,15 +288,6 @@ def load_classes(path):
     return classes
 
 
-def class_names(path):
-    """The names of the classes in a file, in its order, without reading the classes.
-
-    Raises:
-        FileNotFoundError, ValueError: as `load_classes`, but for the classes' values.
-    """
-    with open_npz(path, REMEDY, 'class') as archive:
-        return list(archive.headers)
-
 
 def save_classes(path, classes):
     """Write a data set to an npz file, from which `load_classes` reads it.

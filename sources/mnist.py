@@ -14,6 +14,7 @@ from sources.synthetic import SIZE, synthetic_digits
 
 DIGITS = tuple('0123456789')
 SIZES = (60000, 10000)  # images to train on and to test on
+COUNTS = 5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949  # of each digit, to train on; others look like it
 MAX_BYTES = 1 << 28  # of a file that is read, unpacked
 NETWORK_TIMEOUT = 30  # seconds
 URL = 'https://ossci-datasets.s3.amazonaws.com/mnist/'
@@ -33,7 +34,7 @@ def mnist(path=None):
     Returns:
         (train, test, name): two dicts {'0' to '9': uint8 (n_images, 28, 28)}, where 255 is ink and 0 is paper, in the
         order of the files, and the data set's name: 'MNIST', 'own data (FOLDER)' for files with other numbers of images
-        than 60,000 and 10,000, or 'synthetic digits' (200 and 50 of each).
+        than MNIST's, such as Fashion-MNIST's, or 'synthetic digits' (200 and 50 of each).
 
     Raises:
         FileNotFoundError: a folder is named, but a file is missing there.
@@ -54,7 +55,7 @@ def mnist(path=None):
                     {digit: images[200:] for digit, images in digits.items()}, 'synthetic digits')
         parts = [(images[:SIZES[0]], labels[:SIZES[0]]), (images[SIZES[0]:], labels[SIZES[0]:])]
         name = 'own data (OpenML)'
-    if tuple(len(labels) for _, labels in parts) == SIZES:
+    if tuple(len(labels) for _, labels in parts) == SIZES and tuple(np.bincount(parts[0][1])) == COUNTS:
         name = 'MNIST'
     return (*(_by_digit(images, labels, folder or 'OpenML') for images, labels in parts), name)
 
@@ -136,9 +137,9 @@ def _fetch():
         raise ImportError('neither a folder is named nor is scikit-learn installed, which could fetch the data'
                           ) from error
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # scikit-learn sets none
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)  # scikit-learn sets none; its other parser needs pandas
     try:
-        images, labels = fetch_openml('mnist_784', version=1, return_X_y=True, as_frame=False)
+        images, labels = fetch_openml('mnist_784', version=1, return_X_y=True, as_frame=False, parser='liac-arff')
     finally:
         socket.setdefaulttimeout(timeout)
     images, labels = np.asarray(images), np.asarray(labels).astype(int)

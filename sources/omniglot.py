@@ -107,8 +107,8 @@ def omniglot(input_path='data/omniglot', split='previous', download=True):
         classes = list(synthetic_strokes(600).items())
         return dict(classes[:400]), dict(classes[400:]), 'synthetic strokes'
     parts = _split_classes(*map(_read_source, sources), split)
-    aside = [_put_aside(path) for path in kept if os.path.lexists(path)]
     if outdated:
+        aside = [_put_aside(path) for path in kept if os.path.lexists(path)]
         print(printable(f'{outdated}: made anew. What was there is kept as {", ".join(aside)}.', sys.stderr),
               file=sys.stderr)
     for path, classes in zip(kept, parts):

@@ -78,7 +78,7 @@ def read_splits(folder):
     for split, where, row in rows:
         classes, path = result[split], CSV_FILES[split]
         text = ','.join(row)
-        reason = _ranked_problem(text) if ranked else _named_problem(row)
+        reason = _ranked_problem(text) if ranked and len(row) == 2 else _named_problem(row)
         if reason:
             problems.append(f'{where}: {text[:60]!r} {reason}')
             continue
@@ -121,7 +121,7 @@ def _ranked_problem(text):
 
 def _named_problem(row):
     text = ','.join(row)
-    if len(row) != 2 or not all(map(str.strip, row)):
+    if len(row) != 2 or not all(map(str.strip, row)) or not row[0].strip('./\\ '):
         return 'is not a file name and a label'
     if '\ufffd' in text or UNSAFE.search(text):
         return 'has characters that are not UTF-8, or control characters'

@@ -16,6 +16,7 @@ from small_runs import content, ending, rows, run, same
 from experiment import checkpoints, loop
 from experiment.checkpoints import check_folder, claim, loss_rise
 from ops.compat import chainer
+from sources.archives import BadFile
 from sources.files import alone
 
 
@@ -158,6 +159,31 @@ def test_the_snapshot_before_takes_the_place_of_one_that_cannot_be_read(tmp_path
     assert f'going on after 3 episodes, from the snapshot in {tmp_path}' in shown.out
     assert 'snapshot_6' in shown.err and 'Going on from the snapshot before it' in shown.err
     assert content(tmp_path)['snapshot_6.unreadable'] == damaged
+
+
+@pytest.mark.parametrize('error, words', [
+    (OSError(5, 'Input/output error'), r'snapshot_6 cannot be read \(Input/output error\)'),
+    (BadFile('snapshot_6: it does not fit into memory'), 'goes on from that snapshot')])
+def test_a_snapshot_that_may_be_sound_stays(tmp_path, monkeypatch, error, words):
+    run(tmp_path, 2)
+    before = content(tmp_path)
+    if isinstance(error, ValueError):
+        error.__cause__ = MemoryError()
+
+    def read(*args):
+        raise error
+
+    monkeypatch.setattr(checkpoints, 'read_npz', read)
+    with pytest.raises(SystemExit, match=words):
+        run(tmp_path, 3)
+    assert set(content(tmp_path)) >= set(before) and content(tmp_path)['snapshot_6'] == before['snapshot_6']
+
+
+def test_damaged_settings_are_named_whatever_the_folder_is_called(tmp_path):
+    run(tmp_path / '50%run', 1)
+    (tmp_path / '50%run' / 'settings.json').write_text('{')
+    with pytest.raises(ValueError, match='50%run.*is damaged'):
+        checkpoints.run_settings(str(tmp_path / '50%run'), {})
 
 
 def flip(path, i):

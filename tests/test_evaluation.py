@@ -30,6 +30,7 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch, c
         if sampler is dev:
             return np.array([[1.0, next(accuracies)]] * n)
         starts.append(sampler.get_state())
+        assert (tmp_path / 'best.npz').exists() == (len(starts) == 2)  # until the test is done the last best stays
         tested.append(run_test(model, sampler, n))
         return tested[-1]
 

@@ -190,8 +190,9 @@ def test_figure5_tests_every_model_and_its_average(folder, capsys):
     table = rows('five/figure5.csv')
     assert [row['model'] for row in table] == [line.rsplit(', 10-way 1-shot', 1)[0] for line in lines]
     assert [row['seed'] for row in table] == ['0', '0', '3']
-    for row, name in zip(table, ('MetaNet (4 filters, last iterate)', 'MetaNet (4 filters, averaged weights)',
-                                 'MetaNet- (4 filters)')):
+    for row, name in zip(table, ('MetaNet (4 filters, last iterate, inserted scale 0.0)',
+                                 'MetaNet (4 filters, averaged weights, inserted scale 0.0)',
+                                 'MetaNet- (4 filters, inserted scale 0.0)')):
         assert row['model'].startswith(f'{name} trained 5-way, on own data (characters), tested on few digits')
     assert (folder / 'five' / 'figure5.png').stat().st_size > 1000
 

@@ -157,7 +157,7 @@ def test_pipes_among_the_images_are_named_and_not_waited_for(layout, content, ru
 
 @pytest.mark.parametrize('row, words', [
     ('a.png', 'is not a file name and a label'), ('a.png,', 'is not a file name and a label'),
-    ('a.png,b,c', 'is not a file name and a label'), ('"a\x1b[1m.png",b', 'control characters'),
+    ('./,b', 'is not a file name and a label'), ('"a\x1b[1m.png",b', 'control characters'),
     ('a.png,' + 'b' * 300, 'more than 255 characters'), ('train.png,train', 'is listed already')])
 def test_bad_rows_of_own_classes_are_named(row, words, run, tmp_path):
     rows = {split: [f'{split}.png,{split}'] for split in CSV_FILES}

@@ -51,10 +51,18 @@ def test_idx_files_are_read_gzipped_or_not(tmp_path, monkeypatch, arrays, name, 
                 assert of_digit.dtype == np.uint8 and (of_digit == images[labels == int(digit)]).all()
 
 
+def as_mnist(monkeypatch):
+    """Lets the files of the tests have MNIST's numbers of images."""
+    monkeypatch.setattr(mnist, 'SIZES', (40, 20))
+    monkeypatch.setattr(mnist, 'COUNTS', tuple(np.bincount(digits(40, 0)[1])))
+
+
 def test_the_numbers_of_images_make_it_mnist(tmp_path, monkeypatch, arrays):
     write(tmp_path, arrays)
-    monkeypatch.setattr(mnist, 'SIZES', (40, 20))
+    as_mnist(monkeypatch)
     assert data.mnist(tmp_path)[2] == 'MNIST'
+    monkeypatch.setattr(mnist, 'COUNTS', (3, 5) + (4,) * 8)  # as many in all, but other classes, as Fashion-MNIST
+    assert data.mnist(tmp_path)[2] == f'own data ({tmp_path.name})'
 
 
 def test_names_with_a_point_are_known_too(tmp_path, arrays):
@@ -102,8 +110,9 @@ def test_a_missing_file_is_named(tmp_path, arrays):
 
 
 def openml(monkeypatch, images, labels):
-    def fetch_openml(name, version, return_X_y, as_frame):
-        assert (name, version, return_X_y, as_frame) == ('mnist_784', 1, True, False)
+    def fetch_openml(name, version, return_X_y, as_frame, parser):
+        # The usual parser needs pandas, whatever as_frame is.
+        assert (name, version, return_X_y, as_frame, parser) == ('mnist_784', 1, True, False, 'liac-arff')
         return images, labels
 
     monkeypatch.setitem(sys.modules, 'sklearn', types.ModuleType('sklearn'))
@@ -111,7 +120,7 @@ def openml(monkeypatch, images, labels):
 
 
 def test_without_a_folder_it_comes_from_openml(monkeypatch, arrays):
-    monkeypatch.setattr(mnist, 'SIZES', (40, 20))
+    as_mnist(monkeypatch)
     parts = digits(40, 0), digits(20, 1)
     images, labels = map(np.concatenate, zip(*parts))
     openml(monkeypatch, images.reshape(60, 784).astype(np.float64), labels.astype(str).astype(object))

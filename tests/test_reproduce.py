@@ -253,6 +253,25 @@ def test_a_run_on_invented_data_says_so_and_is_not_done(task, capsys):
     assert len(starts(one)) == 2
 
 
+def test_a_training_on_invented_data_is_not_done_by_tests_on_real_ones(task):
+    one = task('one', tests=[['--n_outputs_test', '10']])
+    with open(one['script'], 'r+', encoding='utf-8') as file:
+        text = file.read()
+        file.seek(0)
+        file.write('import sys\nif "--evaluate" not in sys.argv:\n    print("!!  THIS IS NOT OMNIGLOT")\n' + text)
+    assert len(run(one)['rows']) > 1
+    with open(os.path.join(one['folder'], 'done.json'), encoding='utf-8') as file:
+        assert [json.loads(key)[0] for key in json.load(file)] == ['tests']
+
+
+def test_the_display_keeps_to_the_terminals_width(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '20')
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
+    shown = progress.Progress([])
+    shown.show()
+    assert [len(line) for line in capsys.readouterr().out.splitlines()] == [19]
+
+
 def test_a_stopped_run_goes_on_from_its_snapshot(task):
     slow = task('slow', '--n', '500', '--slow', '1')
     outcome = run(slow, lambda: os.path.exists(os.path.join(slow['folder'], 'snapshot_3')))

@@ -156,6 +156,8 @@ def test_a_test_with_views_is_another_one(tmp_path):
     (RUN.replace('9A,last', '9B,mean'), "line 3.*'mean': choose last or average"),
     (RUN.replace('9A', '9B').replace('98.10', 'good'), "line 3.*'good'"),
     ('9B,last,5\n', 'line 3.*shot, accuracy.*missing'),
+    (RUN.replace('9A', '9B').replace(',,,,,,\n', ',,,,maybe,,\n'), "line 3.*broke_down = 'maybe': choose yes"),
+    (RUN.replace('9A', '9B').replace('\n', 'slow, too\n'), "line 3.*' too' is one field too many"),
 ])
 def test_a_bad_row_is_refused_with_its_line(tmp_path, row, words):
     with pytest.raises(ValueError, match=words):

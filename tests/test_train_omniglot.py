@@ -379,6 +379,18 @@ def test_a_run_does_not_start_from_a_model_that_knows_its_test_characters(of_mod
             start()
 
 
+@pytest.mark.parametrize('digests, fine', [(('a', 'a'), True), (('a', 'b'), False), (('', 'b'), True)])
+def test_a_run_does_not_start_from_a_model_of_data_that_have_changed(tmp_path, digests, fine):
+    built = [(MetaNet(CNN(2), CNN(2, activation=None), [5]), {'n_outputs_train': 5, 'data': 'own data (mine)',
+                                                             'data_digest': digest}) for digest in digests]
+    start = functools.partial(take_weights, str(tmp_path), 'x.npz', lambda path, ways: built[0], *built[1])
+    if fine:
+        start()
+    else:
+        with pytest.raises(ValueError, match='when it had other images or classes'):
+            start()
+
+
 def test_a_test_takes_no_folder_for_results(script, trained):
     assert 'with evaluate nothing is saved' in refusal(script, f'--evaluate={trained}/here/model.npz', '--out=there')
 

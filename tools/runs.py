@@ -148,6 +148,10 @@ def _check(row, first):
     missing = [column for column in needed if not row[column] and (row is first or column not in _OF_THE_RUN)]
     if missing:
         raise ValueError(f'{", ".join(missing)} missing: fill in')
+    if None in row:
+        raise ValueError(f'{row[None][0]!r} is one field too many: put text with a comma in quotation marks')
+    if row['broke_down'] not in ('', 'yes'):
+        raise ValueError(f'broke_down = {row["broke_down"]!r}: choose yes, or leave empty')
     if row['weights'] not in WEIGHTS + (() if first['script'] else ('',)):
         raise ValueError(f'weights = {row["weights"]!r}: choose last or average')
     changed = [column for column in _OF_THE_RUN if row[column] not in ('', first[column])]
