@@ -11,7 +11,7 @@ import typing
 import numpy as np
 
 from sources.archives import load_classes, save_classes
-from sources.checks import check_one_shape, digest_of, image_shape
+from sources.checks import check_one_shape, digest_of, image_shape, is_of_images
 from sources.distortion import MOST, N_DRAWS, distorted
 from sources.files import printable, replacing
 from sources.images import read_character
@@ -89,7 +89,7 @@ class EpisodeSampler:
             kind = getattr(images, 'dtype', f'a {type(images).__name__}')
             if kind != np.uint8:
                 raise ValueError(f'the images of class {name!r} are {kind}: give an array of uint8, 0 to 255')
-            if len(images.shape) not in (3, 4) or images.shape[3:] not in ((), (3,)):
+            if not is_of_images(images.shape):
                 raise ValueError(f'the images of class {name!r} have shape {images.shape}: give (n_images, H, W), or '
                                  '(n_images, H, W, 3) in colour')
         check_one_shape(classes, 'these classes')

@@ -429,13 +429,13 @@ class MetaNet(chainer.Chain):
         Raises:
             ValueError: the meta information, or what the learner makes of it, does not fit the layers.
         """
-        checks.check_meta_information(gradients, layers, slow_arrays(layers))
-        fast = {}
+        fast, slow = {}, slow_arrays(layers)
+        checks.check_meta_information(gradients, layers, slow)
         for kind in 'conv', 'fc':
             places = [i for i, layer in enumerate(layers) if layer.kind == kind]
             if places:
                 fast.update(zip(places, self[f'{name}_{kind}'](part(gradients, places))))
-        return checks.check_fast_weights(name, fast, slow_arrays(layers))
+        return checks.check_fast_weights(name, fast, slow)
 
     def loss(self, episode):
         """Sum of the query set's cross-entropies; reports `loss`, their mean, `accuracy`, and `largest_logit`.

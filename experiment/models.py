@@ -173,10 +173,10 @@ def _settings_in(arrays):
 
 def _check_trained(settings, checks):
     """Refuses settings of a training that a script cannot have made."""
-    missing = [name for name in checks if name not in settings and name not in CHANGEABLE]
     for other, script in ('model', 'train_mini_imagenet.py'), ('variant', 'train_omniglot.py'):
         if other in settings and other not in checks:
             raise ValueError(f'it is one of {script}, which tests it')
+    missing = [name for name in checks if name not in settings and name not in CHANGEABLE]
     if missing:
         raise ValueError(f'its settings lack {", ".join(missing)}')
     check(settings, checks)

@@ -16,7 +16,7 @@ import zlib
 
 import numpy as np
 
-from sources.checks import check_one_shape
+from sources.checks import check_one_shape, is_of_images
 from sources.files import replacing
 
 MAPPED_SIZE = 1 << 28  # bytes from which an npz of classes is mapped instead of read
@@ -288,7 +288,6 @@ def load_classes(path):
     return classes
 
 
-
 def save_classes(path, classes):
     """Write a data set to an npz file, from which `load_classes` reads it.
 
@@ -333,7 +332,7 @@ def to_uint8(images):
 
 
 def _check_images(shape, dtype):
-    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] != 3) or 0 in shape:
+    if not is_of_images(shape) or 0 in shape:
         raise ValueError(f'the array has shape {shape}')
     if dtype != np.uint8 and dtype.kind != 'f':
         raise ValueError(f'the array has dtype {dtype}')

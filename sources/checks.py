@@ -6,6 +6,11 @@ COMPARED_SIZE = 1 << 30  # bytes up to which all images of a data set are compar
 TOLERATED = 1e-3  # share of a part's images that may be in another part: shrunk photographs can come out the same
 
 
+def is_of_images(shape):
+    """Whether an array of a shape is images of a class: (n_images, H, W), or (n_images, H, W, 3) in colour."""
+    return len(shape) in (3, 4) and tuple(shape[3:]) in ((), (3,))
+
+
 def image_shape(classes):
     """The channels and the size of the images of a data set.
 
@@ -23,7 +28,7 @@ def image_shape(classes):
         raise ValueError('there are no classes: give a data set that has some')
     check_one_shape(classes, 'the data set')
     name, images = next(iter(classes.items()))
-    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
+    if not is_of_images(images.shape):
         raise ValueError(f'the images of class {name!r} are an array of shape {images.shape}: give '
                          '(n_images, size, size), or (n_images, size, size, 3) in colour')
     height, width = images.shape[1:3]

@@ -6,7 +6,6 @@
 import argparse
 import glob
 import os
-import re
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -25,9 +24,10 @@ def main(words=None):
     parser.add_argument('--out', default=ASSETS, help='folder of the pictures')
     args = parser.parse_args(words)
     with plain_errors():
-        for draw, logs in (figure3.draw, 'figure3_*'), (figure4.draw, 'figure4_seed*'), (follow.draw, 'follow/*'):
-            picture = os.path.join(args.out, re.match('[a-z0-9]+', logs)[0] + '.png')
-            draw(sorted(glob.glob(os.path.join(ASSETS, logs + '.csv'))), picture)
+        for draw, logs, picture in ((figure3.draw, 'figure3_*.csv', 'figure3.png'),
+                                    (figure4.draw, 'figure4_seed*.csv', 'figure4.png'),
+                                    (follow.draw, 'follow/*.csv', 'follow.png')):
+            draw(sorted(glob.glob(os.path.join(ASSETS, logs))), os.path.join(args.out, picture))
         figure5.draw(os.path.join(ASSETS, 'figure5.csv'), os.path.join(args.out, 'figure5.png'))
 
 
