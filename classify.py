@@ -24,6 +24,7 @@ import numpy as np
 
 import train_mini_imagenet
 import train_omniglot
+from experiment.console import plain_errors, say
 from experiment.models import settings_in
 from ops.compat import F, chainer
 from sources.files import open_streams, printable
@@ -171,14 +172,10 @@ def main():
     parser.add_argument('folder', help='holds support/CLASS/ and query/')
     args = parser.parse_args()
     warnings.filterwarnings('ignore', module='PIL')  # sources.images decides what is wrong with an image
-    try:
-        for name, label, probability in classify(args.model, args.folder):
-            print(f'{printable(name)}: {printable(label)} {probability:.3f}')
-        sys.stdout.flush()
-    except (ValueError, OSError) as error:
-        sys.exit(printable(f'error: {error}', sys.stderr))
-    except MemoryError as error:
-        sys.exit(printable(f'error: too little memory ({error}): give fewer or smaller images', sys.stderr))
+    with plain_errors():
+        found = classify(args.model, args.folder)
+    for name, label, probability in found:
+        say(f'{name}: {label} {probability:.3f}')
 
 
 if __name__ == '__main__':

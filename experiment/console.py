@@ -133,8 +133,8 @@ def _writing():
         yield
     except OSError as error:
         drop_output()
-        fail(f'the output cannot be written any more ({error.strerror or error}); all that is saved stays, and the '
-             'same command goes on from there')
+        fail(f'the output cannot be written any more ({error.strerror or error}): give it another place, and the same '
+             'command again; all that a training has saved stays, and it goes on from there')
 
 
 def drop_output():

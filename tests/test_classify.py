@@ -242,6 +242,17 @@ def test_a_closed_pipe_and_ctrl_c_end_it_without_a_word(folder):
         assert 'Traceback' not in err and 'KeyboardInterrupt' not in err
 
 
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='a disk that is always full is needed')
+def test_a_full_disk_under_the_output_is_told(folder):
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, os.path.join(ROOT, 'classify.py'), MODEL, str(folder)], stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[1:] == [
+        'error: the output cannot be written any more (No space left on device): give it another place, and the same '
+        'command again; all that a training has saved stays, and it goes on from there']
+
+
 def test_pipes_among_the_images_are_named_and_not_waited_for(folder):
     if not hasattr(os, 'mkfifo'):
         pytest.skip('this system has no pipes in folders')
