@@ -115,6 +115,8 @@ def reproduce(args):
     accuracies = accuracies_of(args.what)
     own = own_options(args.further)
     path = os.path.join(args.out, table_name(args.what, args.quick, own))
+    if os.path.isdir(path):
+        raise ValueError(f'{path} is a folder, but the table is to have that name: rename it, or give another --out')
 
     def table():
         return table_of(parts, progress.outcomes, accuracies, args.quick, own)

@@ -2,6 +2,7 @@
 import ast
 import dataclasses
 import glob
+import json
 import os
 import socket
 
@@ -14,6 +15,8 @@ QUICK = {'n_epoch': (10, 1), 'n_episodes': (10, 1), 'n_decay': (10, 0), 'n_test_
 PAPERS_OWN = '', '"partial"', '"partial, u"'
 # Of a script's TEST_SETTINGS, those that a test of docs/runs.csv sets for itself.
 OF_A_TEST = 'evaluate_on', 'views', 'n_outputs_test', 'nb_samples_per_class_test', 'inserted_scale'
+# Settings that are the machine's, or that every run is given.
+ELSEWHERE = 'gpu', 'input_path', 'out'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,9 +102,16 @@ def task_of(part, out, quick=False, further=()):
 
     Returns:
         dict; `episodes` in it is how many will be trained, `hours` how long the same run took, or None.
+
+    Raises:
+        ValueError: the number of episodes is none, or a constant of the script has been edited.
     """
     run = part.run
     constants = constants_of(run.script)
+    for name, value in usual_constants()[run.script].items():
+        if constants.get(name) != value:
+            raise ValueError(f'{name} has been edited in {run.script}, but {run.name} is the run with {value!r}: put '
+                             f'that back, and give your own value to every run, as in -- --{name} VALUE')
     options, tests = list(run.options), []
     for test in run.tests:
         if test.options and (test.way, test.shot) in part.wanted and test.options not in tests:
@@ -124,6 +134,12 @@ def task_of(part, out, quick=False, further=()):
     return {'name': run.name, 'root': ROOT, 'host': socket.gethostname(), 'folder': os.path.join(out, run.name),
             'script': run.script, 'options': options, 'tests': [test + in_tests for test in tests],
             'episodes': episodes, 'hours': float(run.hours) * episodes / run.episodes if run.hours else None}
+
+
+def usual_constants():
+    """{script: {name: value}} of the constants that the scripts came with, but for `ELSEWHERE`."""
+    with open(os.path.join(ROOT, 'reproduction', 'constants.json'), encoding='utf-8') as file:
+        return json.load(file)
 
 
 def constants_of(script):

@@ -64,7 +64,10 @@ class Progress:
         name = outcome['name']
         self.running.pop(name, None)
         self.outcomes[name] = outcome
-        self.report()
+        try:
+            self.report()
+        except OSError as error:
+            warn(f'the table cannot be written ({error}): mend that before the next run ends; the runs go on')
         words = {'done': ', but '.join(filter(None, ('is done', outcome['message']))),
                  'stopped': 'has stopped; the same command goes on from there',
                  'failed': f'has failed: {outcome["message"]}'}[outcome['state']]
@@ -113,9 +116,9 @@ class Progress:
     def summary(self):
         """How many runs are done, how fast all are together, and how long it will take."""
         episodes = sum(count for count, _ in self.seconds.values())
-        speed = episodes / (time.monotonic() - self.start)
         text = f'{len(self.outcomes)} of {len(self.tasks)} runs have ended, {len(self.running)} running'
         if episodes:
+            speed = episodes / max(time.monotonic() - self.start, 1e-3)  # Windows' clock goes in steps
             text += f'; {speed:.1f} episodes a second together'
         if len(self.outcomes) < len(self.tasks):
             text += f'; about {self._left():.1f} hours left'

@@ -22,6 +22,7 @@ BEATS = 120  # seconds without a word of the command after which its runs stop
 THREADS = 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'VECLIB_MAXIMUM_THREADS'
 RESULT = re.compile(r'^(.*), (\d+)-way (\d+)-shot: ([\d.]+) \+- ([\d.]+|nan) % on (\d+) test episodes;', re.MULTILINE)
 STAND_IN = '!!  THIS IS NOT '  # in what a script says where its data are missing
+MODEL = '["model"]'  # key of done.json: the training that the folder's models are of
 BESTS = 'best.npz', 'best_average.npz'
 BACK = ('settings.json', 'log', 'log.csv', 'learning_curve.png', 'final_test.csv', 'final_test_2.csv',
         'final_test_3.csv', 'model.npz', *BESTS, 'output.txt', 'done.json')
@@ -109,12 +110,18 @@ def work(task, say, stopping, root=None, folder=None, alone=False):
         say({'start': True, 'episodes': _snapshot(folder),
              'where': f'{socket.gethostname()}, process {os.getpid()}'})
     outcome = {'name': task['name'], 'state': 'done', 'message': '', 'rows': [], 'folder': folder}
+    (trained, _), *tests = _steps(task, folder)
+    if done.get(MODEL, trained) != trained and any(key not in done for key, _ in tests):
+        done.pop(trained, None)  # the models are of other options by now: the script shall judge before the tests
     for key, words in _steps(task, folder):
         rows = done.get(key)
         if rows is None:
             if stopping():
                 outcome['state'] = 'stopped'
                 break
+            if key == trained:
+                done[MODEL] = trained
+                _write_done(folder, done)
             code, output, stopped = _run_script(root, folder, [task['script'], *words], say, stopping, alone)
             if code:
                 outcome.update(state='stopped' if stopped else 'failed', message=_last_words(output, code))
@@ -160,8 +167,8 @@ def _run_script(root, folder, words, say, stopping, alone):
     path = os.path.join(folder, 'output.txt')
     with open(path, 'ab') as log:
         start = log.tell()
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=root, env=environment,
-                                 **apart)
+        child = subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=log, stderr=log, cwd=root,
+                                 env=environment, **apart)
     stopped, shown = False, None
     try:
         while child.poll() is None:
@@ -177,7 +184,6 @@ def _run_script(root, folder, words, say, stopping, alone):
                 stopped = True
                 try:
                     child.stdin.write(b's')
-                    child.stdin.flush()
                 except OSError:  # it has ended meanwhile
                     pass
     finally:
@@ -199,8 +205,12 @@ def _last_words(output, code):
 
 def _snapshot(folder):
     """Episodes of the latest snapshot in a folder; 0 where there is none."""
-    names = [name for name in os.listdir(folder) if re.fullmatch(r'snapshot_\d+', name)]
-    return max((int(name.rpartition('_')[2]) for name in names), default=0)
+    return _latest(os.listdir(folder))
+
+
+def _latest(names):
+    """Episodes of the latest snapshot among files; 0 where there is none."""
+    return max((int(name.rpartition('_')[2]) for name in names if re.fullmatch(r'snapshot_\d+', name)), default=0)
 
 
 def _progress(folder):
@@ -217,11 +227,19 @@ def _progress(folder):
 
 
 def _read_done(folder):
-    """{stage: its rows of results} of what is done."""
+    """{stage: its rows of results} of what is done, and at `MODEL` the stage that the folder's models are of."""
     try:
-        with open(os.path.join(folder, 'done.json'), encoding='utf-8') as file:
-            done = json.load(file)
-    except (OSError, ValueError):
+        with open(os.path.join(folder, 'done.json'), 'rb') as file:
+            return _done_in(file.read())
+    except OSError:
+        return {}
+
+
+def _done_in(text):
+    """What bytes of done.json say; nothing where they are damaged."""
+    try:
+        done = json.loads(text)
+    except ValueError:
         return {}
     return done if isinstance(done, dict) else {}
 
@@ -286,16 +304,17 @@ def _own_folder(task, files):
     place = hashlib.sha256(f'{task["host"]} {task["folder"]} {task["place"]}'.encode()).hexdigest()[:16]
     folder = os.path.join(os.path.expanduser('~'), '.cache', 'metanet', 'runs', place, task['name'])
     os.makedirs(folder, exist_ok=True)
-    # Without snapshots there is nothing to go on from, unless the training is done.
-    if not os.path.exists(os.path.join(folder, 'done.json')) and 'done.json' in files:
+    theirs = len(_done_in(files.get('done.json', b''))), _latest(files)
+    if theirs > (len(_read_done(folder)), _snapshot(folder)):
         write_folder(folder, files)
     return folder
 
 
 def read_folder(folder):
-    """{name: bytes} of a run's files but for snapshots."""
+    """{name: bytes} of a run's files, of its snapshots the latest."""
     files = {}
-    for name in BACK:
+    latest = _snapshot(folder) if os.path.isdir(folder) else 0
+    for name in (*BACK, f'snapshot_{latest}'):
         if os.path.isfile(os.path.join(folder, name)):
             with open(os.path.join(folder, name), 'rb') as file:
                 files[name] = file.read()

@@ -1,4 +1,4 @@
-"""reproduce.py: what it runs, that runs go on, end alone and come to the script's own numbers, and its tables."""
+"""reproduce.py: what it runs, that runs go on, end alone and come to the script's own numbers."""
 import dataclasses
 import importlib.util
 import json
@@ -128,28 +128,6 @@ def test_a_run_that_is_asked_for_twice_is_done_once_with_all_tests():
     assert (5, 5) in part.wanted
 
 
-def test_other_runs_have_another_table():
-    names = [f'{way}{letter}' for way in (5, 10, 15, 20) for letter in 'ABCDEFG']
-    several = [progress.table_name(*args) for args in (
-        (['5A'],), (['5A'], True), (['5A'], False, '--seed 1'), (names,), (names[:-1],), (names[:-2],))]
-    assert several[0] == '5A.md' and len(set(several)) == 6 and max(map(len, several)) < 80
-
-
-@posix
-def test_where_nobody_reads_the_output_the_runs_go_on():
-    program = '''if True:
-        from reproduction.progress import Progress
-        shown = Progress([])
-        for i in range(3):
-            shown.say('a line')
-        raise SystemExit('went on')'''
-    read, write = os.pipe()
-    os.close(read)
-    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    assert done.stderr.count('the runs go on') == 1 and done.stderr.endswith('went on\n')
-
-
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(SystemExit, match=r'file/runs cannot be made .* give another one \(--out\)'):
@@ -186,6 +164,21 @@ def test_further_options_go_to_the_training_and_those_for_tests_to_these_too():
     assert all(test[-2:] == ['--gpu', '0'] and '--n_filters' not in test for test in task['tests'])
     task = plan.task_of(part, 'out', further=['--n_queries_test', '5', '--seed', '3', '--n_outputs_test', '9'])
     assert all(test[-4:] == ['--n_queries_test', '5', '--seed', '3'] for test in task['tests'])
+
+
+def test_the_constants_that_the_runs_were_made_with_are_the_scripts_own():
+    usual = plan.usual_constants()
+    assert usual == {script: {name: value for name, value in plan.constants_of(script).items()
+                              if name.islower() and name not in plan.ELSEWHERE} for script in usual}
+    assert set(usual) == {run.script for run in runs.read_runs().values() if run.script}
+
+
+def test_an_edited_script_is_refused_for_its_runs_would_be_others(monkeypatch):
+    constants = plan.constants_of('train_omniglot.py')
+    edited = {'gpu': 1, 'input_path': 'there', 'alpha': 1.0}
+    monkeypatch.setattr(plan, 'constants_of', lambda script: {**constants, **edited})
+    with pytest.raises(SystemExit, match=r'alpha has been edited in train_omniglot.py, .* with 0.001: .*--alpha VAL'):
+        reproduce.main(['5A', '--jobs', '1'])
 
 
 @pytest.mark.parametrize('words, message', [
@@ -237,6 +230,29 @@ def test_what_is_trained_on_is_tested_again(task):
         assert [line.split(':')[0][-13:] for line in file] == [' 5-way 1-shot', '10-way 1-shot']
 
 
+def test_what_another_line_has_trained_meanwhile_is_not_tested_as_ones_own(task):
+    one = task('one')
+    run(one)
+    run(dict(one, options=['--n', '7']))
+    run(dict(one, tests=[['--n_outputs_test', '10']]))
+    with open(os.path.join(one['folder'], 'output.txt'), encoding='utf-8') as file:
+        assert [line.split('%')[0].split(', ')[-1][:20] for line in file] == [
+            '5-way 1-shot: 5.00 +', '5-way 1-shot: 7.00 +', '5-way 1-shot: 7.00 +', '10-way 1-shot: 50.00']
+
+
+def test_a_script_that_ends_as_it_is_asked_to_stop_is_done(task, monkeypatch):
+    one, asked = task('one'), []
+    wait = subprocess.Popen.wait
+    monkeypatch.setattr(subprocess.Popen, 'wait', lambda child, timeout=None: wait(child))
+
+    def stopping():
+        asked.append(True)
+        return len(asked) > 2
+
+    assert run(one, stopping)['state'] == 'done' and len(asked) == 3
+    assert len(run(one)['rows']) == len(starts(one)) == 1
+
+
 def test_a_run_on_invented_data_says_so_and_is_not_done(task, capsys):
     banner = 'print("!!  THIS IS NOT OMNIGLOT: synthetic strokes")\n'
     one = task('one')
@@ -261,15 +277,23 @@ def test_a_training_on_invented_data_is_not_done_by_tests_on_real_ones(task):
         file.write('import sys\nif "--evaluate" not in sys.argv:\n    print("!!  THIS IS NOT OMNIGLOT")\n' + text)
     assert len(run(one)['rows']) > 1
     with open(os.path.join(one['folder'], 'done.json'), encoding='utf-8') as file:
-        assert [json.loads(key)[0] for key in json.load(file)] == ['tests']
+        assert [json.loads(key)[0] for key in json.load(file)] == ['model', 'tests']
 
 
-def test_the_display_keeps_to_the_terminals_width(monkeypatch, capsys):
-    monkeypatch.setenv('COLUMNS', '20')
-    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True, raising=False)
-    shown = progress.Progress([])
-    shown.show()
-    assert [len(line) for line in capsys.readouterr().out.splitlines()] == [19]
+def test_a_table_that_cannot_be_written_does_not_end_the_runs(task, capsys):
+    def report():
+        raise OSError('No space left on device')
+
+    tasks = [task('one'), task('two')]
+    engines.run_here(tasks, shown := progress.Progress(tasks, report))
+    assert [outcome['state'] for outcome in shown.outcomes.values()] == ['done', 'done']
+    assert 'the table cannot be written (No space left on device): mend that' in capsys.readouterr().err
+
+
+def test_a_folder_in_the_place_of_the_table_is_named(tmp_path):
+    (tmp_path / '5A.md').mkdir()
+    with pytest.raises(SystemExit, match='5A.md is a folder, but the table is to have that name'):
+        reproduce.main(['5A', '--jobs', '1', '--out', str(tmp_path)])
 
 
 def test_a_stopped_run_goes_on_from_its_snapshot(task):
@@ -358,6 +382,18 @@ def test_a_worker_without_the_runs_folder_gets_what_is_done_and_tests_that(task,
     assert 'starts' not in os.listdir(folder)
 
 
+def test_a_stopped_run_goes_on_with_another_worker(task, monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    slow = dict(task('slow', '--n', '500', '--slow', '1'), place='')
+    assert run(slow, lambda: os.path.exists(os.path.join(slow['folder'], 'snapshot_3')))['state'] == 'stopped'
+    files = work.read_folder(slow['folder'])
+    folder = work._own_folder(slow, files)
+    outcome = work.work(slow, lambda news: None, lambda: False, folder=folder)
+    assert outcome['rows'][0]['accuracy'] == '500.00' and starts(dict(slow, folder=folder))[0][0] >= 3
+    assert work._own_folder(slow, files) == folder and work._snapshot(folder) == 500
+
+
 @posix
 @dask
 def test_a_run_whose_worker_is_killed_goes_on_with_another(task, tmp_path, capsys):
@@ -378,50 +414,3 @@ def test_a_run_whose_worker_is_killed_goes_on_with_another(task, tmp_path, capsy
         ('one', '20.00'), ('two', '5.00')]
     assert [start >= 3 for start, _ in starts(tasks[0])] == [False, True]
     assert 'one has lost its worker, and goes on after' in capsys.readouterr().out
-
-
-# Tables ---------------------------------------------------------------------------------------------------------------
-
-
-def test_the_table_has_the_papers_numbers_beside_ours_and_says_what_is_to_come():
-    parts = plan.choose(['5A', '5B', '5F'])
-    row = {'label': 'MetaNet (last iterate) trained 5-way', 'way': '5', 'shot': '1', 'accuracy': '98.11',
-           'interval': '0.07', 'episodes': '10000'}
-    outcomes = {'5A': {'state': 'done', 'source': 'Omniglot', 'rows': [row]},
-                '5B': {'state': 'done', 'source': 'invented characters', 'rows': [row]}}
-    lines = progress.table_of(parts, outcomes, reproduce.accuracies_of(['table1'])).splitlines()
-    assert lines[2].endswith('| last | 98.11 ± 0.07 % | 10000 | 98.10 ± 0.07 % | 98.95 % |')
-    assert '98.11 ± 0.07 % on invented characters' in lines[3] and '98.95' not in lines[3]
-    assert '| to come |' in lines[4]
-
-
-def test_runs_with_options_of_ones_own_stand_beside_no_other_numbers():
-    row = {'label': 'MetaNet (last iterate) trained 5-way', 'way': '5', 'shot': '1', 'accuracy': '20.00',
-           'interval': '0.07', 'episodes': '10000'}
-    outcomes = {'5A': {'state': 'done', 'source': 'Omniglot', 'rows': [row]}}
-    parts, paper = plan.choose(['5A']), reproduce.accuracies_of(['table1'])
-    table = progress.table_of(parts, outcomes, paper, own=progress.own_options(['--gpu', '0', '--n_filters', '8']))
-    assert '`--n_filters 8`' in table and '20.00' in table and '98.' not in table
-    elsewhere = progress.own_options(['--input_path', 'there', '--gpu', '0'])
-    assert '98.95 %' in progress.table_of(parts, outcomes, paper, own=elsewhere)
-
-
-@pytest.mark.parametrize('label, kind', [
-    ('MetaNet (last iterate)', 'last'), ('MetaNet (averaged weights, centred: fc)', 'average'),
-    ('MetaNet (last iterate, views: shifted, trained on mirrored images)', 'last, views: shifted'),
-    ('MetaNet (averaged weights, views: mirrored)', 'average, views: mirrored'),
-    ('MetaNet (averaged weights, views: shifted, mirrored, alpha 0.01)', 'average, views: shifted, mirrored')])
-def test_the_kind_of_a_test_is_read_from_its_line(label, kind):
-    run = runs.Run(*[None] * 16, tests=[runs.Test(kind.split(',')[0], 5, 1, '97.0', '0.1', 1000, [
-        '--views', kind.split(': ')[1]] if 'views' in kind else [])])
-    rows = [{'label': label, 'way': '5', 'shot': '1', 'accuracy': '97.01', 'interval': '0.1', 'episodes': '9'}]
-    run = dataclasses.replace(run, name='9A', model='MetaNet', data='Omniglot')
-    outcomes = {'9A': {'state': 'done', 'source': 'Omniglot', 'rows': rows}}
-    table = progress.table_of([plan.Part(run, {(5, 1)})], outcomes, {})
-    assert f'| {kind} | 97.01 ± 0.1 % | 9 | 97.0 ± 0.1 % |' in table
-
-
-def test_where_the_papers_tables_differ_the_one_asked_for_counts():
-    case = 'Omniglot', 'previous', 'MetaNet', 10, 10
-    assert reproduce.accuracies_of(['table4'])[case] == '96.87'
-    assert reproduce.accuracies_of(['table1', 'table4'])[case] == reproduce.accuracies_of(['10B'])[case] == '98.67'
