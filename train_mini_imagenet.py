@@ -194,9 +194,9 @@ def evaluate_model(settings, given):
         refuse_images(trained, data.image_shape(classes), input_path)
         source = tested_on(source, data.digest_of(source, *parts), trained)
         sampler = task_sampler(classes, 2, n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp)
+        models = [load(evaluate, [n_outputs_test], inserted_scale, weights) for weights in trained['all_weights']]
     start = sampler.get_state()
-    for weights in trained['all_weights']:
-        metanet, trained = load(evaluate, [n_outputs_test], inserted_scale, weights)
+    for metanet, trained in models:
         if views:
             metanet.embed = Views(metanet.embed, views)
         metanet.to_device(device)

@@ -283,8 +283,14 @@ def resume(trainer):
 
 
 def _load_snapshot(path, trainer):
+    with open(path, 'rb') as file:  # an error of the disk shall come from here, where it isn't taken for a bad file
+        while file.read(1 << 20):
+            pass
     arrays = read_npz(path, 'it is damaged')
     reader = Reader(arrays)
+    for optimizer in trainer.updater.get_all_optimizers().values():
+        for param in optimizer.target.params():
+            param.update_rule._state = None  # a snapshot that couldn't be loaded to its end may have left some
     try:
         for name, array in arrays.items():
             if _is_infinite(name, array):

@@ -5,7 +5,7 @@ import os
 import numpy as np
 from tqdm import tqdm
 
-from experiment.console import plain_errors, warn
+from experiment.console import warn
 from experiment.models import save_models, settings_in
 from experiment.processes import shared, worth
 from ops.blocks import one_blas_thread
@@ -179,12 +179,15 @@ class Best(training.Extension):
 
     def initialize(self, trainer):
         best = int(self.test_result[0])
-        if best and not os.path.exists(self.path):
-            warn(f'{self.path} is missing, the best model so far: put it back, or there will be none unless a later '
+        if not best:
+            return
+        try:
+            n_trained = settings_in(self.path).get('n_trained', best)
+        except (ValueError, OSError) as error:
+            words = f'cannot be read ({error})' if os.path.exists(self.path) else 'is missing'
+            warn(f'{self.path} {words}, the best model so far: put it back, or there will be none unless a later '
                  'epoch does better')
-        elif best:
-            with plain_errors():
-                n_trained = settings_in(self.path).get('n_trained', best)
+        else:
             if n_trained != best:
                 warn(f'{self.path} is of {n_trained} training episodes, but the best model so far is that of {best}: '
                      'put that back, or what is reported will be of another one, unless a later epoch does better')

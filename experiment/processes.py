@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import tempfile
 import threading
@@ -99,16 +100,17 @@ def _ctrl_c_later():
 def _begin(path, threads):
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that shares out
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(os.path.dirname(path),), daemon=True).start()
     console.keep_memory()
     ops.blocks.THREADS = threads
     with open(path, 'rb') as file:
         _work = pickle.load(file)
 
 
-def _end_with_parent():
-    """A process whose parent was killed would wait for work for ever."""
+def _end_with_parent(folder):
+    """A process whose parent was killed would wait for work for ever, and nobody would remove the folder of it."""
     multiprocessing.parent_process().join()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -72,7 +72,7 @@ def flag():
 
 def one_of(*options):
     """One of several texts."""
-    return Check(f'one of {", ".join(map(repr, options))}', lambda value: value in options, str)
+    return Check(f'one of {", ".join(map(repr, options))}', lambda value: type(value) is str and value in options, str)
 
 
 def some_of(*options):
@@ -82,7 +82,7 @@ def some_of(*options):
         return ', '.join(name for name in options if name in names) if set(names) <= set(options) else word
 
     def holds(value):
-        return value == '' or isinstance(value, str) and set(value.split(', ')) <= set(options) and read(value) == value
+        return type(value) is str and (value == '' or set(value.split(', ')) <= set(options) and read(value) == value)
 
     return Check(f"'', or some of {', '.join(map(repr, options))}, in this order, as in {', '.join(options[:2])!r}",
                  holds, read)
@@ -149,9 +149,10 @@ def check(settings, checks, given=()):
         ValueError: with the first such setting's name and value, and what it must be.
     """
     for name, what in checks.items():
-        is_unset = what.optional and name not in given and settings.get(name) == ''
-        if name in settings and not is_unset and not what.holds(settings[name]):
-            raise ValueError(f'{name} = {shortened(settings[name])}: must be {what.words}')
+        value = settings.get(name)
+        is_unset = what.optional and name not in given and type(value) is str and value == ''
+        if name in settings and not is_unset and not what.holds(value):
+            raise ValueError(f'{name} = {shortened(value)}: must be {what.words}')
     n_episodes, per_update = settings.get('n_episodes', 1), settings.get('n_episodes_per_update', 1)
     if n_episodes % per_update:
         raise ValueError(f'n_episodes = {n_episodes} is not a multiple of n_episodes_per_update = {per_update}: change '

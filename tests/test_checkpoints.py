@@ -1,6 +1,7 @@
 """What a run keeps in its folder: settings, snapshots and models."""
 import errno
 import functools
+import io
 import json
 import os
 import pickle
@@ -146,9 +147,21 @@ def test_a_snapshot_is_on_the_disk_before_the_one_that_it_replaces_goes(tmp_path
     assert calls[start - 1:start + 3] == ['fsync file', 'replace snapshot_9', 'fsync folder', 'remove snapshot_3']
 
 
+def changed(path, **changes):
+    """Arrays of a snapshot in place of its own, None for none: a sound file, that cannot be loaded."""
+    with np.load(path) as file:
+        arrays = {**file, **{name.replace('_', '/'): array for name, array in changes.items()}}
+    with open(path, 'wb') as file:
+        np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+
+
 @pytest.mark.parametrize('damage', [lambda path: path.write_bytes(b''), lambda path: path.write_bytes(b'PK\3\4'),
                                     lambda path: path.write_bytes(path.read_bytes()[:-99]),
-                                    lambda path: flip(path, 2000)])
+                                    lambda path: flip(path, 2000),
+                                    lambda path: changed(path, updater_model_l1_W=np.zeros((2, 3), np.float32)),
+                                    lambda path: changed(path, updater_optimizer_l1_W_m=np.zeros(5, np.float32)),
+                                    lambda path: changed(path, updater_optimizer_l1_W_v=np.zeros((6, 784))),
+                                    lambda path: changed(path, updater_optimizer_l2_b_m=None)])
 def test_the_snapshot_before_takes_the_place_of_one_that_cannot_be_read(tmp_path, straight, capsys, damage):
     run(tmp_path, 2)
     damage(tmp_path / 'snapshot_6')
@@ -167,13 +180,19 @@ def test_the_snapshot_before_takes_the_place_of_one_that_cannot_be_read(tmp_path
 def test_a_snapshot_that_may_be_sound_stays(tmp_path, monkeypatch, error, words):
     run(tmp_path, 2)
     before = content(tmp_path)
-    if isinstance(error, ValueError):
-        error.__cause__ = MemoryError()
+
+    class Unsteady(io.FileIO):
+        def read(self, size=-1):
+            raise error
 
     def read(*args):
-        raise error
+        raise error from MemoryError()
 
-    monkeypatch.setattr(checkpoints, 'read_npz', read)
+    if isinstance(error, OSError):
+        monkeypatch.setattr(checkpoints, 'open', lambda path, mode='r', **options: (
+            Unsteady(path) if mode == 'rb' else open(path, mode, **options)), raising=False)
+    else:
+        monkeypatch.setattr(checkpoints, 'read_npz', read)
     with pytest.raises(SystemExit, match=words):
         run(tmp_path, 3)
     assert set(content(tmp_path)) >= set(before) and content(tmp_path)['snapshot_6'] == before['snapshot_6']

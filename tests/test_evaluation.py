@@ -54,6 +54,10 @@ def test_the_best_model_on_dev_tasks_is_kept_and_tested(tmp_path, monkeypatch, c
     best.test_result[0] = 4
     best.initialize(trainer)
     assert 'best.npz is of 6 training episodes, but the best model so far is that of 4: put' in capsys.readouterr().err
+    os.truncate(tmp_path / 'best.npz', 50)
+    best.initialize(trainer)
+    error = capsys.readouterr().err
+    assert 'best.npz cannot be read (' in error and 'the best model so far: put it back' in error
 
 
 def test_dev_tasks_can_be_the_same_each_epoch():

@@ -146,10 +146,10 @@ def started(tmp_path):
     path.write_text(SCRIPT)
     folders = os.pathsep.join([os.path.dirname(__file__), ROOT])
 
-    def start(n_episodes):
+    def start(n_episodes, **environment):
         running = subprocess.Popen([sys.executable, str(path), str(n_episodes)], stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True, start_new_session=True,
-                                   env=dict(os.environ, PYTHONPATH=folders))
+                                   env=dict(os.environ, PYTHONPATH=folders, **environment))
         return running, [int(word) for word in running.stdout.readline().split()]
 
     return start
@@ -164,12 +164,15 @@ def test_ctrl_c_waits_for_the_episodes_at_hand(started):
 
 
 @pytest.mark.skipif(not hasattr(os, 'killpg'), reason='signals of another kind')
-def test_processes_end_with_the_program(started):
-    running, children = started(2000)
+def test_processes_end_with_the_program_and_leave_nothing(started, tmp_path):
+    (tmp_path / 'temporary').mkdir()
+    running, children = started(2000, TMPDIR=str(tmp_path / 'temporary'))
+    assert os.listdir(tmp_path / 'temporary')
     running.kill()
     running.communicate(timeout=60)
     for _ in range(600):
         if not any(map(is_there, children)):
+            assert os.listdir(tmp_path / 'temporary') == []
             return
         time.sleep(0.05)
     raise AssertionError('they are still there')

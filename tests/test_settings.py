@@ -1,6 +1,7 @@
 """Settings: a script's constants, the command line, and what each may be."""
 import re
 
+import numpy as np
 import pytest
 from small_runs import ending
 
@@ -152,10 +153,19 @@ def test_some_of_several_may_come_in_any_order(word, value):
     assert some.read(word) == value and some.holds(value)
 
 
-@pytest.mark.parametrize('value', ['d', 'a, d', 'b, a', 'a,b', 'a, ', ', a', ('a', 'b'), None, 'a, a'])
+@pytest.mark.parametrize('value', ['d', 'a, d', 'b, a', 'a,b', 'a, ', ', a', ('a', 'b'), None, 'a, a',
+                                   np.array(['a', 'b'])])
 def test_other_texts_are_refused(value):
     with pytest.raises(ValueError, match="must be '', or some of 'a', 'b', 'c', in this order, as in 'a, b'"):
         check({'name': value}, {'name': some_of('a', 'b', 'c')})
+
+
+@pytest.mark.parametrize('name', ['split', 'evaluate', 'centred', 'input_path'])
+def test_an_array_of_texts_is_no_text(name):
+    checks = {**COMMON, 'split': one_of('previous', 'standard')}
+    for value in np.array(['previous', 'standard']), np.array(['previous']), np.array(['']):
+        with pytest.raises(ValueError, match=f'{name} = array.*: must be '):
+            check({name: value}, checks)
 
 
 def test_the_classes_of_a_test_are_chosen_with_the_model_to_test():

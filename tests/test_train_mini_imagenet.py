@@ -2,6 +2,7 @@
 import json
 import os
 
+import numpy as np
 import pytest
 from small_runs import ROOT
 from small_scripts import SMALL, TEXTURES, call, refusal, save_parts, train
@@ -65,6 +66,14 @@ def test_a_model_is_not_tested_on_images_of_another_size(script, capsys):
     assert refusal(script, '--evaluate', 'here/best.npz') == (
         'error: the model to evaluate was trained on images of size 32 with 3 channels, those in data/miniImagenet are '
         'of size 84 with 3: give others (input_path)')
+
+
+def test_a_model_of_which_only_the_average_is_sound_is_refused(script):
+    train(script, '--input_path=images')
+    with np.load('here/model.npz') as file:
+        np.savez('bad.npz', **{name: array for name, array in file.items() if name != 'base/fc1/W'})
+    words = refusal(script, '--evaluate=bad.npz', '--input_path=images', '--n_queries_test=2')
+    assert 'bad.npz is not a model that this script' in words
 
 
 def test_a_folder_that_was_named_is_not_replaced_by_textures(script):
