@@ -154,7 +154,8 @@ def _largest(gradients):
     """The largest absolute value at each step, (t,)."""
     flat = [g.reshape(len(g), -1) for g in gradients]
     if isinstance(flat[0], cuda.ndarray):
-        return abs(cuda.cupy.concatenate(flat, axis=1)).max(axis=1)
+        whole = cuda.cupy.concatenate(flat, axis=1)
+        return abs(whole).max(axis=1) if len(whole) > 1 else abs(whole).max()[None]  # the latter on all of the GPU
     return numpy.max([part for g in flat for part in (g.max(axis=1), -g.min(axis=1))], axis=0)
 
 

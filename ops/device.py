@@ -1,8 +1,8 @@
 """The device that arrays live on: the CPU, or a GPU that is shown to work before anything is asked of it."""
 from ops.compat import chainer, cuda
 
-INSTALL = ('pip install "cupy-cuda12x[ctk]" for CUDA 12, "cupy-cuda13x[ctk]" for CUDA 13 (nvidia-smi shows which), '
-           'with Python 3.10 or later')
+INSTALL = ('pip install -U "cupy-cuda12x[ctk]>=14" for CUDA 12, "cupy-cuda13x[ctk]>=14" for CUDA 13 (nvidia-smi shows '
+           'which), with Python 3.10 or later')
 
 
 def n_gpus():
@@ -23,7 +23,8 @@ def use(gpu):
         chainer.backend.Device.
 
     Raises:
-        ValueError: the GPU cannot be used; says whether CuPy, the driver, CUDA's libraries or its headers are missing.
+        ValueError: the GPU cannot be used; says whether CuPy, the driver, CUDA's libraries or its headers are missing,
+            or it may be busy.
     """
     if gpu < 0:
         return chainer.get_device('@numpy')
@@ -39,6 +40,7 @@ def use(gpu):
         if gpu >= count:
             missing = f'GPUs here are numbered from 0 to {count - 1}'
             raise IndexError(gpu)
+        missing = 'it is there, but perhaps another program holds it or its memory, as nvidia-smi shows'
         device = chainer.get_device(f'@cupy:{gpu}')
         device.use()
         ones = cupy.zeros((2, 2), 'f')

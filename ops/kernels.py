@@ -106,6 +106,8 @@ KERNELS = {
         int window = ((example * ((h + 1) / 2) + up / 2) * ((w + 1) / 2) + across / 2) * c + channel;
         y = place[window] == up % 2 * 2 + across % 2 ? g[window] : T(0);
         ''', _unpool),
+    'moderate': Kernel('T largest', 'T factor', 'factor = largest > T(1 << 24) ? T(1 << 24) / largest : T(1);',
+                       lambda largest: (numpy.float32(2 ** 24) / numpy.maximum(largest, numpy.float32(2 ** 24)),)),
     'average': Kernel('T before, T value, T rate', 'T average', 'average = before + rate * (value - before);',
                       lambda before, value, rate: (before + rate * (value - before),)),
     # Comparisons that let nan through, as NumPy's clip does.
@@ -186,6 +188,13 @@ def pool(maps, y, place):
 def average(before, value, rate):
     """Brings arrays before nearer to value, in place, by a share `rate` of the way."""
     _run('average', before, value, rate, before)
+
+
+def moderate(largest):
+    """What brings a largest number () to 2 ** 24 if it is above, an array (): 1 if it isn't."""
+    factor = cuda.cupy.empty_like(largest)
+    _run('moderate', largest, factor)
+    return factor
 
 
 def unpool(g, place, y):

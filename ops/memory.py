@@ -1,6 +1,7 @@
 """The reading of the memory (section 3.1 of the paper)."""
 import numpy
 
+import ops.kernels as kernels
 from ops.blocks import ELEMENTS, blocks_of, in_parts, matmul
 from ops.compat import F, chainer, cuda, type_check
 from ops.lazy import Deferred, Mixed, map_apart
@@ -154,13 +155,13 @@ class _MixedProduct(chainer.FunctionNode):
 
 
 def moderate(x):
-    """A variable (n, d), brought below 2 ** 24 by a power of two if it reaches beyond.
+    """A variable (n, d), brought to 2 ** 24 or less by a factor, a power of two on a CPU, if it reaches beyond.
 
-    A cosine stays what it is, to the bit, and the squares in its norms don't overflow: keys of a model's first episodes
-    may be of 1e12, with the authors' initialisation. On a GPU, where to look would be to wait, x stays as it is.
+    A cosine stays what it is, on a CPU to the bit, and the squares in its norms don't overflow: keys of a model's first
+    episodes may be of 1e12, with the authors' initialisation.
     """
-    if isinstance(x.array, cuda.ndarray):
-        return x
+    if isinstance(x.array, cuda.ndarray):  # to look whether it does would be to wait
+        return x * kernels.moderate(abs(x.array).max())
     exponent = numpy.frexp(abs(x.array).max())[1]
     return x * x.dtype.type(2. ** (24 - exponent)) if exponent > 24 else x
 

@@ -123,6 +123,12 @@ def _augment(weight, bias):
     return cuda.get_array_module(weight).concatenate((weight, bias[:, None]), axis=1)
 
 
+def _summed(g, values):
+    """g values^T over the last axis, the coordinates: (chunks, o, n) and (chunks, i, n) to (chunks, o, i)."""
+    out = cuda.get_array_module(g).empty((len(g), g.shape[1], values.shape[1]), g.dtype)
+    return matmul(g, values.swapaxes(1, 2), out)
+
+
 class _MLP(_Coordinatewise):
     """On a GPU, where `_PiecewiseMLP` would have to wait for the parameters."""
 
@@ -151,13 +157,12 @@ class _MLP(_Coordinatewise):
         return cuda.get_array_module(layers[0]).matmul(parameters[-1], layers[-1])
 
     def differentiate(self, layers, parameters, g):
-        xp = cuda.get_array_module(g)
-        terms = [xp.matmul(g, layers[-1].swapaxes(1, 2))]
+        terms = [_summed(g, layers[-1])]
         for i in (2, 1):
             hidden = layers[i][:, :-1]
             g = matmul(parameters[i][:, :-1].T, g, scratch(f'g_layer{i}', hidden.shape, g))
             g *= hidden > 0
-            terms.insert(0, xp.matmul(g, layers[i - 1].swapaxes(1, 2)))
+            terms.insert(0, _summed(g, layers[i - 1]))
         return terms
 
 
@@ -309,7 +314,7 @@ class _LSTM(_Coordinatewise):
         inputs, gates, cells, tanh_cells = activations
         weight, out = parameters
         steps, chunks, units, width = cells.shape
-        g_out = xp.matmul(gy, inputs[-1, :, 2:].swapaxes(1, 2))
+        g_out = _summed(gy, inputs[-1, :, 2:])
         g_weight = xp.zeros((chunks,) + weight.shape, weight.dtype)
         g_hidden = xp.multiply(out[:, 1:].T, gy, out=scratch('g_hidden', (chunks, units, width), gy))
         g_cell = scratch('g_cell', (chunks, units, width), gy)
@@ -341,7 +346,7 @@ class _LSTM(_Coordinatewise):
                 # So far g_i, g_f, g_o have their own gate as a factor; for s = 1 + tanh(z), ds/dz = s (2 - s).
                 g_sigmoids = flat[:, units:]
                 g_sigmoids *= xp.subtract(2, flat_gates[:, units:], out=products[:, :g_sigmoids.shape[1]])
-            g_weight[:, rows, columns] += xp.matmul(flat, inputs[t, :, columns].swapaxes(1, 2))
+            g_weight[:, rows, columns] += _summed(flat, inputs[t, :, columns])
             if t:
                 matmul(weight[:, 3:].T, flat, g_hidden)
         return [g_weight, g_out]

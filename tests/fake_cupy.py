@@ -223,7 +223,7 @@ for _name, _function in {'lt': numpy.less, 'le': numpy.less_equal, 'gt': numpy.g
 ndarray.__hash__ = None
 for _name, _function in {'neg': numpy.negative, 'abs': numpy.abs, 'invert': numpy.invert}.items():
     setattr(ndarray, f'__{_name}__', lambda self, function=_function: _call(function, (self,), {}))
-for _function in (numpy.sum, numpy.max, numpy.min, numpy.any, numpy.all, numpy.mean, numpy.var, numpy.dot,
+for _function in (numpy.sum, numpy.max, numpy.min, numpy.any, numpy.all, numpy.mean, numpy.var, numpy.std, numpy.dot,
                   numpy.argmax, numpy.clip):
     _name = {'amax': 'max', 'amin': 'min'}.get(_function.__name__, _function.__name__)
     setattr(ndarray, _name, lambda self, *args, function=_function, **settings:
@@ -414,6 +414,7 @@ def install():
     for name, launches in (('zeros', 1), ('ones', 1), ('full', 1), ('arange', 1), ('eye', 1), ('empty', 0)):
         setattr(cupy, name, _made_of_shape(getattr(numpy, name), launches))
     cupy.empty_like = _made(numpy.empty_like, 0)
+    cupy.pad = lambda x, width, mode: _call(lambda host: numpy.pad(host, width, mode), (x,), {}, 5)  # 4 edges, too
     for name in ('broadcast_to', 'rollaxis', 'expand_dims', 'transpose', 'swapaxes', 'moveaxis', 'squeeze'):
         setattr(cupy, name, _viewed(getattr(numpy, name)))
     cupy.lib = _module('cupy.lib', __path__=[])

@@ -19,6 +19,7 @@ CASES = {
     'pool': [(MAPS,), (5, 7, 2), [(3, 3, 4, 2), (3, 3, 4, 2)]],
     'unpool': [((3, 3, 4, 2), (3, 3, 4, 2)), (5, 7, 2), [MAPS]],
     'average': [(MAPS,) * 3, (), [MAPS]],
+    'moderate': [(MAPS,), (), [MAPS]],
     'rectify': [(MAPS, MAPS), (1,), [MAPS] * 2],
     'preprocess': [(MAPS,), (7,), [MAPS] * 2],
     'lstm_step': [(MAPS,) * 5, (1,), [MAPS] * 7],
@@ -30,7 +31,8 @@ def arguments(name):
     """Inputs of a kernel, with ties for pooling, and its empty outputs."""
     shapes, sizes, outputs = CASES[name]
     random = np.random.RandomState(0)
-    inputs = [random.randint(0 if kind == np.uint8 else -3, 4, shape).astype(kind)
+    unit = 2 ** 24 if name == 'moderate' else 1
+    inputs = [unit * random.randint(0 if kind == np.uint8 else -3, 4, shape).astype(kind)
               for shape, kind in zip(shapes, types(kernels.KERNELS[name].inputs))]
     return inputs, sizes, [np.empty(shape, kind) for shape, kind in zip(outputs, types(kernels.KERNELS[name].outputs))]
 
@@ -105,5 +107,5 @@ def test_rehearsal_on_a_stand_in_for_cupy():
 
 @pytest.mark.skipif('cupy' in sys.modules, reason='needs that CuPy is missing')
 def test_without_cupy_the_message_names_what_to_install():
-    with pytest.raises(ValueError, match=r'gpu = 0 cannot be used: CuPy is missing: pip install "cupy-cuda12x\[ctk\]"'):
+    with pytest.raises(ValueError, match=r'gpu = 0 cannot be used: CuPy is missing: pip install -U "cupy-cuda12x\[ctk'):
         use(0)
