@@ -11,6 +11,7 @@ import numpy
 
 import ops.kernels as kernels
 from metanet import CNN, MLP, FastLayer, Memory, MetaNet, Network, SoftmaxLayer
+from ops.checks import check_shapes
 from ops.compat import F, chainer, cuda, training
 from ops.lazy import made
 
@@ -77,7 +78,10 @@ def _centred(weights, n_axes):
 
 
 class ScaledSoftmaxLayer(SoftmaxLayer):
-    """A softmax layer whose fast weights are brought to a root mean square of `scale`, those of each example apart."""
+    """A softmax layer whose fast weights are brought to a root mean square of `scale`, those of each example apart.
+
+    Where a meta learner of one's own begins with zeros their direction is lost, and the gradient is 1e12.
+    """
 
     def __init__(self, in_size, way, scale):
         super().__init__(in_size, way)
@@ -150,7 +154,7 @@ class Views(Network):
             comma and a space.
 
     Raises:
-        ValueError: `views` is something else.
+        ValueError: `views` is something else, or the inputs are no images.
     """
 
     def __init__(self, network, views):
@@ -170,18 +174,20 @@ class Views(Network):
         if chainer.config.enable_backprop:
             return self.network(x)
         images = [chainer.as_variable(x).array]
+        if images[0].ndim != 4:
+            raise ValueError(f'views are of images (n, channels, height, width), not {images[0].shape}: leave them out')
         if 'shifted' in self.views:
-            images = _shifted(images[0], self.xp)
+            images = _shifted(images[0])
         if 'mirrored' in self.views:
             images += [image[..., ::-1] for image in images]
         return sum(self.network(image) for image in images) / len(images)
 
 
-def _shifted(images, xp):
+def _shifted(images):
     """A list of five arrays: the images (n, channels, height, width), and shifted by a 14th of their sides."""
     height, width = images.shape[2:]
     y, x = (max(1, round(side / 14)) for side in (height, width))
-    wide = xp.pad(images, ((0, 0), (0, 0), (y, y), (x, x)), 'edge')
+    wide = cuda.get_array_module(images).pad(images, ((0, 0), (0, 0), (y, y), (x, x)), 'edge')
     return [wide[:, :, y + down:y + down + height, x + right:x + right + width]
             for down, right in ((0, 0), (0, x), (0, -x), (y, 0), (-y, 0))]
 
@@ -214,10 +220,10 @@ class Health(chainer.LinkHook):
         'scores/spread': list of deviations, the mean over examples, one for each call of an augmented softmax layer}.
     """
 
-    name = 'Health'
-
     def __init__(self, model):
         self.model = model
+        self.name = f'Health {id(self)}'  # Chainer takes two of a name for one
+        self.softmax_layers = {id(link) for link in model.links() if isinstance(link, SoftmaxLayer)}
         self.names = {id(link): 'alive' + name for name, link in model.namedlinks()
                       if isinstance(link, FastLayer) and link.activation is not None}
         self.found = {name: [] for name in (*self.names.values(), 'attention/peak', 'scores/spread')}
@@ -241,7 +247,7 @@ class Health(chainer.LinkHook):
                       for one in layer.fast_weights(x)]
             n_sets = len(layer.fast) if isinstance(layer.fast, tuple) else 1  # those that aren't needed are dead
             self.found[self.names[id(layer)]].append(sum(shares) / n_sets)
-        if isinstance(layer, SoftmaxLayer) and layer.fast is not None:
+        if id(layer) in self.softmax_layers and layer.fast is not None:
             self.found['scores/spread'].append(float(args.out.array.std(axis=1).mean()))
 
 
@@ -262,7 +268,8 @@ class Average(training.Extension):
         model: the averaged model, of the same class, on the same device.
 
     Raises:
-        ValueError: the decay is out of its range; the trained model has got other arrays since.
+        ValueError: the decay is out of its range; a parameter has no shape yet; the trained model has got other arrays
+            since.
     """
 
     trigger = 1, 'iteration'
@@ -272,6 +279,7 @@ class Average(training.Extension):
     def __init__(self, model, decay):
         if not 0 <= decay < 1:
             raise ValueError(f'decay = {decay}: must be at least 0 and below 1')
+        check_shapes(model)
         self.trained = model
         self.model = model.copy('copy')
         self.model.cleargrads()

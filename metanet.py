@@ -100,6 +100,7 @@ class FastConvolution2D(FastLayer):
         return channels_last(self.W)
 
     def product(self, x, weights, relu, pool=False):
+        checks.check_groups(x, weights, self)
         return convolution(x, weights, self.group, relu, pool)
 
     def augment(self, x, weights):
@@ -125,6 +126,7 @@ class FastLinear(FastLayer):
 
     def product(self, x, weights, relu):
         checks.check_vectors(x, self.W.shape[1])
+        checks.check_groups(x, weights, self)
         return linear(x, weights, self.group, relu)
 
 
@@ -166,28 +168,28 @@ class Network(chainer.Chain):
 
     `forward(x)` takes a batch of n inputs and returns float32 (n, `n_out`): a base learner's last hidden layer, or an
     embedding's keys. Softmax layers come with `add_way`, one for each number of classes, named `softmax5`, ...
-
-    Args:
-        n_out: units of the output.
     """
 
-    softmax_layer = SoftmaxLayer  # what makes a softmax layer of a size and a way
+    softmax_layer = SoftmaxLayer  # what makes a `SoftmaxLayer` of a size and a way
 
     def __init__(self, n_out):
         super().__init__()
         self.n_out = n_out
 
+    def __call__(self, x):
+        return checks.check_output(super().__call__(x), x, self)
+
     def add_way(self, way):
         """Adds a softmax layer for `way` classes, if there is none: *inserted* (section 4.2.1) if untrained."""
         if not hasattr(self, f'softmax{way}'):
+            layer = checks.check_class(self.softmax_layer(self.n_out, way), SoftmaxLayer, 'softmax_layer')
             with self.init_scope():
-                setattr(self, f'softmax{way}', self.softmax_layer(self.n_out, way))
+                setattr(self, f'softmax{way}', layer.to_device(self.device))
 
     def softmax(self, way):
         """The softmax layer for `way` classes; a ValueError if there is none."""
         if not hasattr(self, f'softmax{way}'):
-            raise ValueError(f'there is no softmax layer for {way} classes: add one with add_way, or name that number '
-                             'among the ways of MetaNet')
+            raise ValueError(f'there is no softmax layer for {way} classes: add it with MetaNet.add_ways([{way}])')
         return self[f'softmax{way}']
 
     def fast_layers(self, way=None):
@@ -434,8 +436,9 @@ class MetaNet(chainer.Chain):
         for kind in 'conv', 'fc':
             places = [i for i, layer in enumerate(layers) if layer.kind == kind]
             if places:
-                fast.update(zip(places, self[f'{name}_{kind}'](part(gradients, places))))
-        return checks.check_fast_weights(name, fast, slow)
+                made = list(self[f'{name}_{kind}'](part(gradients, places)))
+                fast.update(checks.check_fast_weights(name, made, {i: slow[i] for i in places}))
+        return [fast[i] for i in range(len(layers))]
 
     def loss(self, episode):
         """Sum of the query set's cross-entropies; reports `loss`, their mean, `accuracy`, and `largest_logit`.
@@ -448,7 +451,7 @@ class MetaNet(chainer.Chain):
         """
         *inputs, labels = checks.check_four(episode)
         scores = self(*inputs)
-        loss = F.sum(F.softmax_cross_entropy(scores, checks.check_labels(labels, *scores.shape), reduce='no'))
+        loss = F.sum(F.softmax_cross_entropy(scores, checks.check_labels(labels, scores), reduce='no'))
         chainer.report({'loss': loss / len(scores), 'accuracy': F.accuracy(scores, labels),
                         'largest_logit': abs(scores.array).max()}, self)
         return loss
@@ -458,18 +461,14 @@ class MetaNet(chainer.Chain):
 
         Normalisations keep their scale of 1 and shift of 0: three scales below 0.1 would make the signal vanish. With
         `way`, softmax layers for other ways are left alone, too. All else is overwritten: load pretrained parts later.
-
-        Raises:
-            ValueError: a parameter has no shape yet.
+        A ValueError names a parameter that has no shape yet.
         """
-        random = self.xp.random.RandomState(seed)
+        random = np.random.RandomState(seed)  # the same on a GPU
         kept = {id(param) for link in self.links() if isinstance(link, NORMALIZATIONS)
                 or (isinstance(link, SoftmaxLayer) and way not in (None, len(link.W))) for param in link.params()}
-        for name, param in self.namedparams():
-            if not param.is_initialized:
-                raise ValueError(f'{name} has no shape yet: give its layer the size of its input instead of None')
+        for param in checks.check_shapes(self):
             if id(param) not in kept:
-                param.array[...] = random.uniform(-scale, scale, param.shape)
+                param.array[...] = self.xp.asarray(random.uniform(-scale, scale, param.shape))
 
     def initialize_inserted(self, way, seed, scale=0.1):
         """Weights of the softmax layers that training for `way` classes leaves alone: uniform in [-scale, scale)."""

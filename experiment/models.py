@@ -1,6 +1,7 @@
 """Trained models and the settings of their training, in an npz that can be handed on."""
 import json
 import os
+import re
 import sys
 
 from experiment.checkpoints import CHANGEABLE, CLASS, Reader, completed, parse_settings, snapshots, write_npz
@@ -104,7 +105,7 @@ def load_model(path, ways, inserted_scale, weights, build, usual_classes, checks
             if settings[name] != built:
                 raise ValueError(f'its {name} is {shortened(settings[name])}, but {built} is built now')
         ours, its = _arrays(model), its[weights]
-        lost = sorted(name for name in its if name not in ours and '/softmax' not in name)  # of another way
+        lost = sorted(name for name in its if name not in ours and not _is_softmax(name))  # of another way
         if lost:
             raise ValueError(f'the model lacks its {", ".join(lost)}')
         missing = sorted(name for name in ours if name not in its)
@@ -150,8 +151,8 @@ def take_weights(out, path, load, model, run):
         raise ValueError(f'start_from = {path!r} was trained on {settings["data"]} when it had other images or '
                          'classes, perhaps those that are tested on now: give a model of the data as they are')
     same = settings['n_outputs_train'] == run['n_outputs_train']
-    its = {name: array for name, array in _arrays(trained).items() if same or '/softmax' not in name}
-    own = {name: array for name, array in _arrays(model).items() if '/softmax' in name}
+    its = {name: array for name, array in _arrays(trained).items() if same or not _is_softmax(name)}
+    own = {name: array for name, array in _arrays(model).items() if _is_softmax(name)}
     try:
         lost = sorted(set(its) - _fill(model, {**own, **its}))
         if lost:
@@ -189,6 +190,11 @@ def _arrays(model):
     serializer = chainer.serializers.DictionarySerializer()
     serializer.save(model)
     return serializer.target
+
+
+def _is_softmax(name):
+    """Whether an array is of a softmax layer, as `Network.add_way` names them."""
+    return re.search(r'/softmax\d+/', name)
 
 
 def _fill(model, arrays):

@@ -24,11 +24,12 @@ def check_episode(support_x, support_y, query_x, model):
         ValueError: names the array, its shape and dtype, and what it should be.
     """
     dtype = next(param.dtype for param in model.params() if param.is_initialized)
+    for name, x in ('support_x', support_x), ('support_y', support_y), ('query_x', query_x):
+        _check_device(name, x, model.xp is cuda.cupy)
     for name, x in ('support_x', support_x), ('query_x', query_x):
         tokens = _is_array(x) and x.dtype.kind == 'i' and x.dtype.itemsize >= 4
         if not tokens and not (_is_array(x) and x.dtype == dtype):
-            kind = 'a Variable, ' if isinstance(x, chainer.Variable) else ''
-            raise ValueError(f'{name} is {kind}{_words(x)}: give a {dtype} array of (n, ...), images divided by 255, '
+            raise ValueError(f'{name} is {_words(x)}: give a {dtype} array of (n, ...), images divided by 255, '
                              'or an int32 array of tokens')
         if x.ndim < 2 or len(x) == 0:
             raise ValueError(f'{name} is {_words(x)}: give (n, ...), at least one example, as in images[None] for one')
@@ -53,15 +54,29 @@ def check_episode(support_x, support_y, query_x, model):
     return len(counts)
 
 
-def check_labels(query_y, n, way):
+def _check_device(name, x, on_gpu):
+    """Refuses an array on another device than the model's."""
+    if _is_array(x) and isinstance(x, cuda.ndarray) != on_gpu:
+        devices = ('a GPU', 'the CPU') if on_gpu else ('the CPU', 'a GPU')
+        raise ValueError(f'the model is on {devices[0]}, but {name} on {devices[1]}: make the sampler with '
+                         'xp=model.xp, or move the model with to_device')
+
+
+def check_labels(query_y, scores):
     """Refuses what are not the labels of n query examples, integers (n,) from 0 to way - 1; on a GPU by shape alone.
+
+    Args:
+        query_y: the labels.
+        scores: variable (n, way).
 
     Returns:
         The labels.
 
     Raises:
-        ValueError: names shape, dtype or range, and what they should be.
+        ValueError: names device, shape, dtype or range, and what they should be.
     """
+    n, way = scores.shape
+    _check_device('query_y', query_y, isinstance(scores.array, cuda.ndarray))
     if not _is_array(query_y) or query_y.dtype.kind != 'i' or query_y.shape != (n,):
         raise ValueError(f'query_y is {_words(query_y)}: give an int32 array of ({n},), a label for each query example')
     # To look at a GPU's labels would be to wait for them.
@@ -85,7 +100,7 @@ def check_four(episode):
 
 
 def check_layer(shape, activation):
-    """Refuses a shape that lacks a size, and an activation that has parameters of its own; returns the activation.
+    """Refuses a shape that lacks a size, and an activation that is none or has parameters; returns the activation.
 
     Raises:
         ValueError, TypeError: names what is wrong, and what it should be.
@@ -95,6 +110,9 @@ def check_layer(shape, activation):
     if isinstance(activation, chainer.Link):
         raise TypeError(f'the activation is a link, {type(activation).__name__}, whose parameters the layer would not '
                         "keep: give a function, or None and call the link, one of the network's, on the layer's output")
+    if activation is not None and not callable(activation):
+        raise TypeError(f'activation = {activation!r}: give a function such as F.relu, or None; adaptable layers have '
+                        'no bias, adaptable convolutions have stride 1 and pad by themselves')
     return activation
 
 
@@ -107,7 +125,7 @@ def check_cnn(n_filters, in_channels, image_size, n_slow):
     for name, size in ('n_filters', n_filters), ('in_channels', in_channels), ('image_size', image_size):
         if not isinstance(size, (int, numpy.integer)) or size < 1:
             raise ValueError(f'{name} = {size!r}: must be a whole number, at least 1; images are square')
-    if not 0 <= n_slow <= 5:
+    if not isinstance(n_slow, numbers.Integral) or not 0 <= n_slow <= 5:
         raise ValueError(f'n_slow = {n_slow}: there are five convolutions, choose 0 to 5')
 
 
@@ -150,6 +168,8 @@ def check_parts(base, embed, network, ways, n_steps):
     for part in base, embed:
         if not isinstance(part, network):
             raise TypeError(f'base and embed must be of a class derived from Network, not {type(part).__name__}')
+        for link in part.links():
+            _check_registered(link)
     if not check_ways(ways):
         raise ValueError('ways is empty: give a list of numbers of classes, each at least 2, such as [5]')
     if not isinstance(n_steps, numbers.Integral) or n_steps < 1:
@@ -164,13 +184,29 @@ def check_parts(base, embed, network, ways, n_steps):
                                  'you like; base and embed share layers by base_on_keys=True alone')
 
 
+def _check_registered(link):
+    """Refuses a link that holds others where Chainer doesn't see them: it would neither train nor copy them."""
+    if isinstance(link, chainer.ChainList):
+        return
+    for name, value in vars(link).items():
+        if isinstance(value, chainer.Link) and name not in getattr(link, '_children', ()):
+            raise ValueError(f'{type(link).__name__}.{name} is a layer that Chainer neither trains nor copies: set it '
+                             'within `with self.init_scope():`, and where it has a name already use that')
+        within = value.values() if isinstance(value, dict) else value
+        if isinstance(value, (list, tuple, dict)) and any(isinstance(one, chainer.Link) for one in within):
+            raise ValueError(f'{type(link).__name__}.{name} is a {type(value).__name__} of layers, which Chainer '
+                             'neither trains nor copies: make a chainer.ChainList of them within `with '
+                             'self.init_scope():`, or if they are registered, list them in forward')
+
+
 def check_ways(ways):
     """Refuses what is not a list of numbers of classes; returns each once, in their order.
 
     Raises:
         ValueError: says what to give.
     """
-    if isinstance(ways, numbers.Number) or any(not isinstance(way, numbers.Integral) or way < 2 for way in ways):
+    if not isinstance(ways, (list, tuple, range, set, numpy.ndarray)) or any(
+            not isinstance(way, numbers.Integral) or way < 2 for way in ways):
         raise ValueError(f'ways = {ways}: give a list of numbers of classes, each at least 2, such as [5]')
     return list(dict.fromkeys(map(int, ways)))
 
@@ -200,8 +236,7 @@ def check_losses(losses, n):
         ValueError: names the shape, and what it should be.
     """
     if not isinstance(losses, chainer.Variable) or losses.shape != (n,):
-        kind = 'an array, ' if _is_array(losses) else ''
-        raise ValueError(f'support_losses returned {kind}{_words(losses)} for {n} support examples: return ({n},), '
+        raise ValueError(f'support_losses returned {_words(losses)} for {n} support examples: return ({n},), '
                          'a variable with the loss of each')
     return losses
 
@@ -224,8 +259,9 @@ def check_meta_information(gradients, layers, slow):
     if hasattr(gradients, 'shapes'):  # of `Gradients`; to look at the arrays would be to make them
         found = gradients.shapes
     else:
-        if not isinstance(gradients, (list, tuple)) or not all(map(_is_array, gradients)):
-            raise ValueError(f'meta_information returned {_words(gradients)}: return a list of arrays')
+        others = [x for x in gradients if not _is_array(x)] if isinstance(gradients, (list, tuple)) else [gradients]
+        if others:
+            raise ValueError(f'meta_information returned {_words(others[0])}: return a list of arrays')
         found = [array.shape for array in gradients]
         for array, weights in zip(gradients, slow):
             if array.dtype != weights.dtype:
@@ -241,24 +277,65 @@ def check_meta_information(gradients, layers, slow):
 
 
 def check_fast_weights(name, fast, slow):
-    """Refuses what a meta learner made that is not fast weights; returns them as a list.
+    """Refuses what a meta learner made that is not fast weights.
 
     Args:
         name: as of `MetaNet.meta_learner`; all but 'm' make a task's, without the axis of groups.
-        fast: {place of a layer: its fast weights}; of those that wait to be made nothing is looked at.
-        slow: the layers' slow weights, as arrays.
+        fast: list of fast weights; of those that wait to be made nothing is looked at.
+        slow: {place of a layer: its slow weights, an array}, in the order of `fast`.
+
+    Returns:
+        {place of a layer: its fast weights}.
 
     Raises:
         ValueError: names what is wrong, and what it should be.
     """
-    for i, weights in enumerate(slow):
-        if i not in fast:
-            raise ValueError(f'a learner {name} returned too few fast weights: return one for each layer')
-        shape = getattr(fast[i], 'shape', None)
+    if len(fast) != len(slow):
+        raise ValueError(f'a learner {name} returned {len(fast)} fast weights for {len(slow)} layers: return one for '
+                         'each')
+    for made, weights in zip(fast, slow.values()):
+        shape = getattr(made, 'shape', None)
         if shape is not None and (shape[1:] if name == 'm' else shape) != weights.shape:
             wanted = ('n_groups', *weights.shape) if name == 'm' else weights.shape
             raise ValueError(f'a learner {name} returned fast weights of {shape}: return {wanted}')
-    return [fast[i] for i in range(len(slow))]
+    return dict(zip(slow, fast))
+
+
+def check_output(y, x, network):
+    """Refuses what is not the output of a network for a batch x, a variable (n, n_out); returns it.
+
+    Raises:
+        ValueError: names the network, what it returned, and what it should.
+    """
+    wanted = len(x), network.n_out
+    if not isinstance(y, chainer.Variable) or y.shape != wanted:
+        raise ValueError(f'forward of {type(network).__name__} returned {_words(y)} for {len(x)} inputs: return a '
+                         f'variable of {wanted}, as its n_out says')
+    return y
+
+
+def check_class(link, kind, name):
+    """Refuses a link of another class; returns it.
+
+    Raises:
+        TypeError: says what made it, and which class it has to be of.
+    """
+    if not isinstance(link, kind):
+        raise TypeError(f'{name} made a {type(link).__name__}: it has to make links of a class derived from '
+                        f'{kind.__name__}')
+    return link
+
+
+def check_shapes(model):
+    """Refuses a model of which a parameter has no shape yet; returns its parameters.
+
+    Raises:
+        ValueError: names the parameter, and the remedy.
+    """
+    for name, param in model.namedparams():
+        if not param.is_initialized:
+            raise ValueError(f'{name} has no shape yet: give its layer the size of its input instead of None')
+    return [param for _, param in model.namedparams()]
 
 
 def check_images(x, shape):
@@ -287,6 +364,20 @@ def check_vectors(x, size):
                          'call the layer on each step x[:, i]')
 
 
+def check_groups(x, weights, layer):
+    """Refuses a batch that is not of as many groups as there are weights.
+
+    Raises:
+        ValueError: names both numbers, and the remedy.
+    """
+    n_groups = -(-len(x) // layer.group)
+    for weight in weights:
+        if getattr(weight, 'ndim', 0) > layer.slow().ndim and len(weight) != n_groups:
+            raise ValueError(f'a layer of weights {layer.W.shape} got {len(x)} inputs for {len(weight)} groups of '
+                             f'{layer.group} examples: keep the examples along the first axis, and call the layer on '
+                             'each step x[:, i] of a sequence')
+
+
 def _is_array(x):
     return isinstance(x, (numpy.ndarray, cuda.ndarray))
 
@@ -294,5 +385,5 @@ def _is_array(x):
 def _words(x):
     """What x is, for a message."""
     if hasattr(x, 'dtype') and hasattr(x, 'shape'):
-        return f'{x.dtype} of {tuple(x.shape)}'
+        return f'{"a Variable, " if isinstance(x, chainer.Variable) else ""}{x.dtype} of {tuple(x.shape)}'
     return f'a {type(x).__name__}'

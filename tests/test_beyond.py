@@ -146,10 +146,20 @@ def test_the_key_of_several_views_is_the_mean_of_theirs():
     np.testing.assert_array_equal(Views(network, 'shifted')(x).array, network(x).array)  # what gradients are of
 
 
+def test_two_models_are_watched_at_once_each_for_itself():
+    x, y = np.random.RandomState(0).rand(3, 4).astype(np.float32), np.arange(3, dtype=np.int32)
+    model, other = (MetaNet(MLP(4), MLP(4), [3]) for _ in range(2))
+    with Health(model) as found, Health(other) as of_other:
+        model(x, y, x)
+        assert len(found['scores/spread']) == 1 and not of_other['scores/spread']
+        other(x, y, x)
+    assert [len(values) for values in found.values()] == [len(values) for values in of_other.values()]
+
+
 def test_views_are_shifted_by_a_part_of_their_own_sides():
     x = np.zeros((1, 1, 28, 140), np.float32)
     x[:, :, 14, 70] = 1
-    places = [np.unravel_index(image[0, 0].argmax(), image.shape[2:]) for image in beyond._shifted(x, np)]
+    places = [np.unravel_index(image[0, 0].argmax(), image.shape[2:]) for image in beyond._shifted(x)]
     assert sorted(places) == [(12, 70), (14, 60), (14, 70), (14, 80), (16, 70)]
 
 

@@ -116,7 +116,7 @@ def test_losses_that_are_not_one_for_each_example_are_refused(keepdims, axis, sh
             return F.sum(self.scores(network, x, way) ** 2, axis=axis, keepdims=keepdims)
 
     x, y = np.ones((6, 4), np.float32), np.arange(6, dtype=np.int32) % 3
-    with pytest.raises(ValueError, match=f'support_losses returned float32 of {shape} for 6 .* return \\(6,\\)'):
+    with pytest.raises(ValueError, match=f'returned a Variable, float32 of {shape} for 6 .* return \\(6,\\)'):
         Wrong(MLP(4), MLP(4), [3])(x, y, x)
 
 
@@ -248,7 +248,8 @@ def test_an_average_of_a_model_that_has_got_a_way_since_is_refused():
     ('d_fc', lambda gradients: gradients, r'a learner d returned fast weights of \(3, 4, 4\): return \(4, 4\)'),
     ('m_fc', lambda gradients: [gradient[0] for gradient in gradients],
      r"a learner m returned fast weights of \(4, 4\): return \('n_groups', 4, 4\)"),
-    ('m_fc', lambda gradients: list(gradients)[:-1], 'a learner m returned too few fast weights')])
+    ('m_fc', lambda gradients: list(gradients)[:-1], 'a learner m returned 2 fast weights for 3 layers: return one'),
+    ('d_fc', lambda gradients: [gradients[0]] * 4, 'a learner d returned 4 fast weights for 3 layers: return one')])
 def test_learners_that_make_no_fast_weights_are_refused(name, wrong, message):
     class Wrong(chainer.Link):
         def forward(self, gradients):
@@ -260,6 +261,129 @@ def test_learners_that_make_no_fast_weights_are_refused(name, wrong, message):
         setattr(metanet, name, Wrong())
     x = np.ones((3, 4), np.float32)
     with pytest.raises(ValueError, match=message):
+        metanet(x, Y, x)
+
+
+class Listed(MLP):
+    """Has layers where `keep` puts them."""
+
+    def __init__(self, keep):
+        super().__init__(4)
+        keep(self)
+
+
+@pytest.mark.parametrize('keep, message', [
+    (lambda net: setattr(net, 'more', [FastLinear(4, 4)]), 'Listed.more is a list of layers, which Chainer neither'),
+    (lambda net: setattr(net, 'more', (net.fc1, net.fc2)), 'Listed.more is a tuple of layers'),
+    (lambda net: setattr(net, 'more', {'a': net.fc1}), 'Listed.more is a dict of layers'),
+    (lambda net: setattr(net, 'more', FastLinear(4, 4)), 'Listed.more is a layer that Chainer neither trains nor'),
+    (lambda net: setattr(net, 'again', net.fc1), 'Listed.again is a layer .* where it has a name already use that')])
+def test_layers_that_chainer_does_not_see_are_refused(keep, message):
+    with pytest.raises(ValueError, match=message):
+        MetaNet(Listed(keep), MLP(4), [3])
+    with pytest.raises(ValueError, match=message):
+        MetaNet(MLP(4), Listed(keep), [3])
+
+
+def test_lists_that_chainer_sees_are_fine():
+    def keep(net):
+        with net.init_scope():
+            net.more = chainer.ChainList(FastLinear(4, 4), chainer.Sequential(FastLinear(4, 4), F.relu))
+            net.plain = chainer.Sequential(L.Linear(4, 4))
+
+    metanet = MetaNet(Listed(keep), MLP(4), [3])
+    assert len(metanet.base.fast_layers(3)) == 5
+
+
+@pytest.mark.parametrize('layer, words', [
+    (lambda: FastConvolution2D(1, 4, 3, 1, 1), 'activation = 1: give a function .* stride 1 and pad by themselves'),
+    (lambda: FastLinear(6, 8, True), 'activation = True: give a function such as F.relu, or None; .* no bias'),
+    (lambda: FastLinear(6, 8, 'relu'), "activation = 'relu': give a function")])
+def test_what_is_no_activation_is_refused(layer, words):
+    with pytest.raises(TypeError, match=words):
+        layer()
+
+
+@pytest.mark.parametrize('output, words', [
+    (lambda y: y[:, :3], r'forward of Own returned a Variable, float32 of \(6, 3\) for 6 inputs: .* of \(6, 4\)'),
+    (lambda y: y[:, :, None, None], r'a Variable, float32 of \(6, 4, 1, 1\)'),
+    (lambda y: (y, y), 'forward of Own returned a tuple'), (lambda y: None, 'a NoneType'),
+    (lambda y: y.array, r'forward of Own returned float32 of \(6, 4\) for 6 inputs: return a variable of \(6, 4\)')])
+@pytest.mark.parametrize('task_level', [True, False])
+def test_what_is_no_output_is_refused(output, words, task_level):
+    class Own(MLP):
+        def forward(self, x):
+            return output(super().forward(x))
+
+    x, y = np.ones((6, 4), np.float32), np.arange(6, dtype=np.int32) % 3
+    for networks in (Own(4), MLP(4)), (MLP(4), Own(4)):
+        with pytest.raises(ValueError, match=words):
+            MetaNet(*networks, [3], task_level=task_level)(x, y, x)
+
+
+@pytest.mark.parametrize('kind', ['fc', 'conv'])
+def test_more_rows_than_examples_are_refused(kind):
+    class Own(Network):
+        def __init__(self):
+            super().__init__(n_out=4)
+            with self.init_scope():
+                self.layer = FastLinear(4, 4) if kind == 'fc' else FastConvolution2D(1, 1)
+
+        def forward(self, x):
+            x = x.reshape((-1, 4) if kind == 'fc' else (-1, 1, 2, 2))
+            return F.mean(F.reshape(self.layer(x), (-1, 5, 4)), axis=1)
+
+    x, y = np.ones((3, 5, 4), np.float32), np.arange(3, dtype=np.int32)
+    with pytest.raises(ValueError, match='got 15 inputs for 3 groups of 1 examples: keep the examples along the first'):
+        MetaNet(Own(), Own(), [3])(x, y, x)
+
+
+def test_a_missing_way_names_the_models_own_method():
+    x, y = np.ones((4, 4), np.float32), np.arange(4, dtype=np.int32)
+    metanet = MetaNet(MLP(4), MLP(4), [3])
+    with pytest.raises(ValueError, match=r'for 4 classes: add it with MetaNet.add_ways\(\[4\]\)'):
+        metanet(x, y, x)
+    metanet.add_ways([4])
+    assert metanet(x, y, x).shape == (4, 4)
+
+
+def test_a_softmax_layer_of_another_class_is_refused():
+    network = MLP(4)
+    network.softmax_layer = FastLinear
+    with pytest.raises(TypeError, match='softmax_layer made a FastLinear: .* of a class derived from SoftmaxLayer'):
+        MetaNet(network, MLP(4), [3])
+
+
+@pytest.mark.parametrize('ways', [None, 5, 'ab', (way for way in [5]), [1], [2.5]])
+def test_what_is_no_list_of_ways_is_refused(ways):
+    with pytest.raises(ValueError, match=r'ways = .*: give a list of numbers of classes, each at least 2, such as \[5'):
+        MetaNet(MLP(4), MLP(4), ways)
+
+
+def test_an_average_before_all_parameters_have_a_shape_is_refused():
+    with pytest.raises(ValueError, match='/W has no shape yet: give its layer the size of its input instead of None'):
+        Average(L.Linear(None, 8), 0.9)
+
+
+def test_meta_information_of_variables_is_named():
+    class Wrong(MetaNet):
+        def meta_information(self, *args):
+            return [chainer.as_variable(array) for array in super().meta_information(*args)]
+
+    x = np.ones((3, 4), np.float32)
+    with pytest.raises(ValueError, match='returned a Variable, float32 of .*: return a list of arrays'):
+        Wrong(MLP(4), MLP(4), [3])(x, Y, x)
+
+
+def test_labels_in_a_variable_are_named():
+    with pytest.raises(ValueError, match=r'support_y is a Variable, int32 of \(3,\): give an int32 array'):
+        model()(X, chainer.Variable(Y), X)
+
+
+def test_views_of_what_is_no_image_are_refused():
+    metanet = MetaNet(MLP(4), Views(MLP(4), 'shifted'), [3])
+    x = np.ones((3, 4), np.float32)
+    with pytest.raises(ValueError, match=r'views are of images .*, not \(3, 4\)'), chainer.no_backprop_mode():
         metanet(x, Y, x)
 
 
@@ -281,5 +405,5 @@ def test_losses_that_are_no_variable_are_refused():
             return super().support_losses(network, x, y, way).array
 
     x = np.ones((3, 4), np.float32)
-    with pytest.raises(ValueError, match='support_losses returned an array, float32'):
+    with pytest.raises(ValueError, match='support_losses returned float32 of .* return .* a variable'):
         Wrong(MLP(4), MLP(4), [3])(x, Y, x)

@@ -8,7 +8,9 @@ import pytest
 from small_runs import ROOT
 
 import train_omniglot
-from experiment.models import class_names
+from experiment.models import class_names, take_weights
+from metanet import MLP, MetaNet
+from ops.compat import L
 
 MODEL = os.path.join(ROOT, 'assets', 'omniglot_5way.npz')
 
@@ -93,6 +95,21 @@ def test_a_copy_loads(tmp_path):
     shutil.copy(MODEL, tmp_path)
     train_omniglot.load(str(tmp_path / 'omniglot_5way.npz'), [5])
     train_omniglot.load(tampered(tmp_path / 'model.npz', {'n_outputs_test': [5, 10], 'note': 'mine'}), [5])
+
+
+def test_a_layer_that_is_called_softmax_something_is_no_softmax_layer(tmp_path):
+    class Gated(MLP):
+        def __init__(self):
+            super().__init__(4)
+            with self.init_scope():
+                self.softmax_gate = L.Linear(4, 4)
+
+    trained, model = MetaNet(Gated(), MLP(4), [3]), MetaNet(Gated(), MLP(4), [5])
+    settings = {'data': 'own data (x)', 'n_outputs_train': 3}
+    take_weights(str(tmp_path), 'there.npz', lambda path, ways: (trained, settings), model,
+                 dict(settings, n_outputs_train=5))
+    assert (model.base.softmax_gate.W.array == trained.base.softmax_gate.W.array).all()
+    assert (model.base.fc1.W.array == trained.base.fc1.W.array).all()
 
 
 def test_a_part_that_files_would_take_for_averaged_weights_is_refused():
