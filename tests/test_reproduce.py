@@ -105,7 +105,8 @@ def test_table_1_takes_the_longest_runs_that_did_not_break_down_with_all_seeds(m
     assert {'5M', '20R', '20S'} <= chosen
     assert chosen & {'5A', '5C', '5I', '20A', '20B', '20G'} == set()
     known = runs.read_runs()
-    monkeypatch.setattr(plan, 'read_runs', lambda: {name: run for name, run in known.items() if name != '5M'})
+    shorter = {name: run for name, run in known.items() if name not in ('5M', '5Q')}
+    monkeypatch.setattr(plan, 'read_runs', lambda: shorter)
     assert {'5A', '5B', '20R'} <= {part.run.name for part in plan.choose(['table1'])}
 
 
