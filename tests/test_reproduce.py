@@ -118,7 +118,9 @@ def test_table_2_takes_no_run_of_an_extension(monkeypatch):
     assert [part.run.name for part in plan.choose(['table2'])] == ['own']
 
 
-def test_table_4_takes_the_tests_at_other_ways_and_leaves_out_those_at_other_shots():
+def test_table_4_takes_the_tests_at_other_ways_and_leaves_out_those_at_other_shots(monkeypatch):
+    shorter = {name: run for name, run in runs.read_runs().items() if name != '5M'}
+    monkeypatch.setattr(plan, 'read_runs', lambda: shorter)
     part = next(part for part in plan.choose(['table4']) if part.run.name == '5A')
     assert part.wanted == {(5, 1), (10, 1), (15, 1), (20, 1)}
     assert [test[1] for test in plan.task_of(part, 'out')['tests']] == ['10,15,20']
