@@ -372,7 +372,7 @@ def check_groups(x, weights, layer):
     """
     n_groups = -(-len(x) // layer.group)
     for weight in weights:
-        if getattr(weight, 'ndim', 0) > layer.slow().ndim and len(weight) != n_groups:
+        if getattr(weight, 'ndim', 0) > layer.W.ndim and len(weight) != n_groups:
             raise ValueError(f'a layer of weights {layer.W.shape} got {len(x)} inputs for {len(weight)} groups of '
                              f'{layer.group} examples: keep the examples along the first axis, and call the layer on '
                              'each step x[:, i] of a sequence')

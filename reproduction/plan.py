@@ -15,7 +15,7 @@ QUICK = {'n_epoch': (10, 1), 'n_episodes': (10, 1), 'n_decay': (10, 0), 'n_test_
 PAPERS_OWN = '', '"partial"', '"partial, u"'
 # Of a script's TEST_SETTINGS, those that a test of docs/runs.csv sets for itself.
 OF_A_TEST = 'evaluate_on', 'views', 'n_outputs_test', 'nb_samples_per_class_test', 'inserted_scale'
-# Settings that are the machine's, or that every run is given.
+# Settings that change neither what is trained nor how it is tested: the machine's, and what every run is given.
 ELSEWHERE = 'gpu', 'input_path', 'out'
 
 

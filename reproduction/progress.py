@@ -7,11 +7,10 @@ import time
 import zlib
 
 from experiment.console import drop_output, warn
+from reproduction.plan import ELSEWHERE
 from sources.files import printable, replacing
 from tools.runs import test_kind
 
-# Options that change neither what is trained nor how it is tested.
-ELSEWHERE = '--gpu', '--input_path'
 EVERY = 60  # seconds between lines where the output is no terminal
 
 
@@ -147,7 +146,7 @@ def own_options(further):
     Args:
         further: a list such as ['--n_filters', '8'].
     """
-    return ' '.join(shlex.quote(word) for name, value in zip(further[::2], further[1::2]) if name not in ELSEWHERE
+    return ' '.join(shlex.quote(word) for name, value in zip(further[::2], further[1::2]) if name[2:] not in ELSEWHERE
                     for word in (name, value))
 
 
