@@ -19,8 +19,8 @@ import sys
 from experiment.console import say
 from reproduction import engines, plan
 from reproduction.progress import Progress, own_options, table_name, table_of, write_table
+from reproduction.runs import ROOT, read_paper, read_runs
 from sources.files import open_streams
-from tools.runs import ROOT, read_paper, read_runs
 
 
 def arguments(words):

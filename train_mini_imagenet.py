@@ -29,7 +29,7 @@ from experiment.results import is_papers, model_name, report_result, result_labe
 from experiment.settings import COMMON, configured, flag, one_of, refuse_conflicts, refuse_images, whole
 from metanet import CNN, MLP, MetaNet
 from ops.compat import chainer, training
-from ops.device import use as use_device
+from ops.device import use_device
 
 # input and output
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py

@@ -28,7 +28,7 @@ from experiment.results import final_test, is_papers, model_name, result_label, 
 from experiment.settings import COMMON, as_tuple, configured, one_of, refuse_conflicts, refuse_images, whole, wholes
 from metanet import CNN, MetaNet
 from ops.compat import chainer, training
-from ops.device import use as use_device
+from ops.device import use_device
 from variants import MetaNetPlus
 
 # input and output
@@ -123,8 +123,6 @@ def build(settings, ways):
     base = (ScaledCNN if held else CNN)(settings['n_filters'], **sizes, **held)
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     if settings['variant'] == 'MetaNet+':
-        if settings['centred']:
-            raise ValueError(f"centred = {settings['centred']!r} goes with MetaNet and MetaNet-: '' for MetaNet+")
         return MetaNetPlus(base, embed, ways, settings['n_steps'])
     metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
     return metanet(base, embed, ways, settings['n_steps'], task_level=settings['variant'] == 'MetaNet')

@@ -50,6 +50,19 @@ def check_folder(out):
         raise PermissionError(f'{place} cannot be written to: allow it, or give another folder (out)')
 
 
+def refuse_folders(folder, names):
+    """Refuses a folder in which a folder has one of the names that files are to get.
+
+    Raises:
+        IsADirectoryError: it names that.
+    """
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            raise IsADirectoryError(f'{path} is a folder, but a file of that name is to be written: rename it, or give '
+                                    'another folder (out)')
+
+
 def claim(out, settings, earlier):
     """Notes a run's settings in its folder, and clears what killed runs have left of files half written.
 
@@ -97,10 +110,7 @@ def _claim(out, settings, earlier):
     if left and not snapshots(out):
         raise ValueError(f'the folder {out} holds {min(left)} of a run, but no snapshot to go on from: put that back, '
                          'or give this run another folder (out), or it would replace what is there')
-    for name in names:
-        if OURS.fullmatch(name) and os.path.isdir(os.path.join(out, name)):
-            raise IsADirectoryError(f'{os.path.join(out, name)} is a folder, but a file of that name is to be written: '
-                                    'rename it, or give this run another folder (out)')
+    refuse_folders(out, filter(OURS.fullmatch, names))
     with replacing(path, 'w') as file:
         json.dump(own, file, indent=4)
     written = (re.sub(r'\.[0-9]+\.part$', '', name) for name in names)

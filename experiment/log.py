@@ -6,11 +6,9 @@ import re
 import sys
 import warnings
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from experiment.checkpoints import Snapshot
 from experiment.console import is_terminal, say, warn
+from experiment.pictures import new_picture
 from ops.compat import extensions, training
 from sources.files import printable, replacing
 
@@ -114,9 +112,7 @@ class Report(training.Extension):
         writer.writerows(self.log.log)
 
     def _draw(self, file):
-        figure = Figure()
-        FigureCanvasAgg(figure)  # pyplot would set what a notebook draws with
-        axes = figure.add_subplot()
+        figure, axes = new_picture(6.4, 4.8)
         for name in self._names():
             if name.endswith('/accuracy'):
                 points = [(row['iteration'], 100 * row[name]) for row in self.log.log if name in row]

@@ -160,6 +160,8 @@ def check(settings, checks, given=()):
     if settings.get('n_decay') and settings.get('inverse_decay'):
         raise ValueError(f'n_decay = {settings["n_decay"]} and inverse_decay = {settings["inverse_decay"]}: the '
                          'learning rate can fall in one way alone, set one of them to 0')
+    if settings.get('variant') == 'MetaNet+' and settings.get('centred'):
+        raise ValueError(f"centred = {settings['centred']!r} goes with MetaNet and MetaNet-: '' for MetaNet+")
     for name, usual in ('evaluate_on', 'test'), ('views', ''):
         if settings.get('evaluate') == '' and settings.get(name, usual) != usual:
             raise ValueError(f'{name} = {settings[name]!r} is for the test of a trained model: give its npz '

@@ -16,28 +16,28 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiment import console  # noqa: E402
+from experiment import console
 
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-import functools  # noqa: E402
-import itertools  # noqa: E402
+import functools
+import itertools
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import data  # noqa: E402
-from beyond import CentredMetaNet  # noqa: E402
-from experiment.checkpoints import claim  # noqa: E402
-from experiment.console import plain_errors, say  # noqa: E402
-from experiment.evaluation import interval, test  # noqa: E402
-from experiment.log import record  # noqa: E402
-from experiment.loop import Clipping, EpisodeUpdater, Epochs, train  # noqa: E402
-from experiment.settings import COMMON, as_tuple, configured, one_of, whole, wholes  # noqa: E402
-from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
-from metanet import CNN, MetaNet  # noqa: E402
-from ops.compat import chainer, training  # noqa: E402
-from ops.device import use as use_device  # noqa: E402
+import data
+from beyond import CentredMetaNet
+from experiment.checkpoints import claim
+from experiment.console import plain_errors, say
+from experiment.evaluation import interval, test
+from experiment.log import record
+from experiment.loop import Clipping, EpisodeUpdater, Epochs, train
+from experiment.pictures import check_names, new_picture, read_table, save_picture, write_table
+from experiment.settings import COMMON, as_tuple, configured, one_of, whole, wholes
+from metanet import CNN, MetaNet
+from ops.compat import chainer, training
+from ops.device import use_device
 
 input_path = 'data/omniglot'  # folder of Omniglot, where it is kept
 out = 'result/figure3'  # folder for the training and the figure

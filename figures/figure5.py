@@ -12,19 +12,19 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiment import console  # noqa: E402
+from experiment import console
 
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-import data  # noqa: E402
-import train_omniglot  # noqa: E402
-from experiment.console import plain_errors  # noqa: E402
-from experiment.models import settings_in  # noqa: E402
-from experiment.results import final_test, is_papers  # noqa: E402
-from experiment.settings import COMMON, Check, configured, path_of, refuse_images, whole  # noqa: E402
-from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
-from ops.device import use as use_device  # noqa: E402
+import data
+import train_omniglot
+from experiment.console import plain_errors
+from experiment.models import settings_in
+from experiment.pictures import check_names, new_picture, read_table, save_picture, write_table
+from experiment.results import final_test, is_papers
+from experiment.settings import COMMON, Check, configured, path_of, refuse_images, whole
+from ops.device import use_device
 
 # npz files of trained models, with a comma between them
 models = 'assets/omniglot_5way.npz,assets/omniglot_20way.npz,assets/omniglot_20way_centred.npz'

@@ -13,7 +13,7 @@ def n_gpus():
         return 0
 
 
-def use(gpu):
+def use_device(gpu):
     """Makes a device the current one, after a kernel was compiled and a matrix product ran on it.
 
     Args:

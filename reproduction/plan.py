@@ -6,7 +6,7 @@ import json
 import os
 import socket
 
-from tools.runs import ROOT, read_paper, read_runs, settings_of, table_names
+from reproduction.runs import ROOT, read_paper, read_runs, settings_of, table_names
 
 # A hundredth of the episodes: a tenth of the epochs, each of a tenth of the episodes.
 QUICK = {'n_epoch': (10, 1), 'n_episodes': (10, 1), 'n_decay': (10, 0), 'n_test_episodes': (100, 2),

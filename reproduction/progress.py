@@ -8,8 +8,8 @@ import zlib
 
 from experiment.console import drop_output, warn
 from reproduction.plan import ELSEWHERE
+from reproduction.runs import test_kind
 from sources.files import printable, replacing
-from tools.runs import test_kind
 
 EVERY = 60  # seconds between lines where the output is no terminal
 
@@ -199,7 +199,7 @@ def table_of(parts, outcomes, paper, quick=False, own=''):
 
 
 def _kind(label):
-    """The `tools.runs.test_kind` that a line of results names."""
+    """The `reproduction.runs.test_kind` that a line of results names."""
     weights = 'average' if 'averaged weights' in label else 'last'
     views = re.search('views: (shifted, mirrored|shifted|mirrored)', label)
     return test_kind(weights, views and views[1])

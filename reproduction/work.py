@@ -26,7 +26,7 @@ MODEL = '["model"]'  # key of done.json: the training that the folder's models a
 BESTS = 'best.npz', 'best_average.npz'
 BACK = ('settings.json', 'log', 'log.csv', 'learning_curve.png', 'final_test.csv', 'final_test_2.csv',
         'final_test_3.csv', 'model.npz', *BESTS, 'output.txt', 'done.json')
-PACKAGES = 'ops', 'experiment', 'sources', 'reproduction', 'tools'
+PACKAGES = 'ops', 'experiment', 'sources', 'reproduction'
 
 
 # The project's code ---------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ class GoldenOnGpu(check_golden.Golden):
 
     def __init__(self, path):
         super().__init__(path)
-        self.model.to_device(device.use(0))
+        self.model.to_device(device.use_device(0))
         for name in 'support_x', 'support_y', 'query_x', 'query_y':
             setattr(self, name, cupy.asarray(getattr(self, name)))
 
@@ -101,7 +101,7 @@ def test_golden_episode(name, monkeypatch):
 
 
 def trained(gpu, path=TRAINED):
-    place = device.use(gpu)
+    place = device.use_device(gpu)
     model = train_omniglot.load(path, [5])[0]
     model.to_device(place)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
@@ -164,7 +164,7 @@ def test_a_short_last_group_agrees_with_the_cpu(monkeypatch):
 def test_held_scales_agree_with_the_cpu_and_wait_for_nothing_more():
     gradients = []
     for gpu in (-1, 0):
-        place = device.use(gpu)
+        place = device.use_device(gpu)
         base = ScaledCNN(4, hidden_scale=1, fast_scale=12)
         model = MetaNet(base, CNN(4, activation=None), [5])
         model.initialize_uniform(0, scale=.3)
@@ -187,7 +187,7 @@ def test_the_average_agrees_with_the_cpu():
     for gpu in (-1, 0):
         model = MetaNet(CNN(2), CNN(2, activation=None), [2])
         model.initialize_uniform(0)
-        model.to_device(device.use(gpu))
+        model.to_device(device.use_device(gpu))
         average = Average(model, .9)
         for param in model.params():
             param.array[...] = param.array + 1
@@ -201,7 +201,7 @@ def test_the_average_agrees_with_the_cpu():
 
 def test_layers_that_come_later_live_where_the_model_does():
     model = MetaNet(CNN(2), CNN(2, activation=None), [2])
-    model.to_device(device.use(0))
+    model.to_device(device.use_device(0))
     model.add_ways([3])
     model.initialize_inserted(2, 0)
     model.embed = Views(model.embed, 'shifted, mirrored')
@@ -216,7 +216,7 @@ def test_arrays_of_another_device_are_named():
     episode = EpisodeSampler(synthetic_strokes(3, 2), 3, 1, 1, xp=cupy).sample()
     with pytest.raises(ValueError, match='the model is on the CPU, but support_x on a GPU: make the sampler with xp='):
         model(*episode[:3])
-    model.to_device(device.use(0))
+    model.to_device(device.use_device(0))
     for i, name in enumerate(episode._fields):
         arrays = list(episode)
         arrays[i] = cuda.to_cpu(arrays[i])
@@ -226,7 +226,7 @@ def test_arrays_of_another_device_are_named():
 
 def test_the_same_seed_draws_the_same_weights():
     model, other = (MetaNet(CNN(2), CNN(2, activation=None), [2]) for _ in range(2))
-    model.to_device(device.use(0))
+    model.to_device(device.use_device(0))
     for one in model, other:
         one.initialize_uniform(3)
     for (name, array), expected in zip(parameters(model).items(), parameters(other).values()):
@@ -253,7 +253,7 @@ def test_batch_statistics_are_taken_in_two_steps(monkeypatch):
     results = []
     for place in np, cupy:
         link = chainer.links.BatchNormalization(3)
-        link.to_device(device.use(0 if place is cupy else -1))
+        link.to_device(device.use_device(0 if place is cupy else -1))
         inputs = chainer.Variable(place.asarray(x))
         y = link(inputs)
         y.grad = place.asarray(x[::-1].copy())
@@ -284,7 +284,7 @@ def test_training_resumes_to_the_last_bit(tmp_path):
 def test_mini_imagenets_models_test_as_on_the_cpu(kind):
     losses = []
     for gpu in (-1, 0):
-        place = device.use(gpu)
+        place = device.use_device(gpu)
         settings = dict(vars(train_mini_imagenet), model=kind, channels=3, image_size=42)
         model = train_mini_imagenet.build(settings, [2])
         model.initialize_uniform(0)
@@ -332,7 +332,7 @@ def test_device_says_what_is_missing(monkeypatch, gpu, name, message):
             place = getattr(place, part)
         monkeypatch.setattr(place, attribute, fail)
     with pytest.raises(ValueError, match=message):
-        device.use(gpu)
+        device.use_device(gpu)
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ops import kernels
-from ops.device import use
+from ops.device import use_device
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 MAPS = 3, 5, 7, 2  # odd sides: windows and kernels overhang
@@ -108,4 +108,4 @@ def test_rehearsal_on_a_stand_in_for_cupy():
 @pytest.mark.skipif('cupy' in sys.modules, reason='needs that CuPy is missing')
 def test_without_cupy_the_message_names_what_to_install():
     with pytest.raises(ValueError, match=r'gpu = 0 cannot be used: CuPy is missing: pip install -U "cupy-cuda12x\[ctk'):
-        use(0)
+        use_device(0)

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 import reproduce
-from reproduction import plan, progress
-from tools import runs
+from reproduction import plan, progress, runs
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='kills a process as POSIX does')
 

@@ -13,8 +13,7 @@ import pytest
 from data_sets import drawings, save_own
 
 import reproduce
-from reproduction import engines, plan, progress, work
-from tools import runs
+from reproduction import engines, plan, progress, runs, work
 
 ROOT = runs.ROOT
 posix = pytest.mark.skipif(os.name != 'posix', reason='kills a process as POSIX does')

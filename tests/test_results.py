@@ -10,7 +10,8 @@ import pytest
 import train_mini_imagenet
 import train_omniglot
 from figures import figure4, figure5
-from tools import make_results, runs
+from reproduction import runs
+from tools import make_results
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 HEAD = ('name,weights,way_tested,shot,accuracy,interval,test_episodes,test_options,data,split,way_trained,model,'

@@ -34,20 +34,20 @@ except ImportError:  # Windows
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path.insert(0, ROOT)
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import metanet  # noqa: E402
-import train_mini_imagenet  # noqa: E402
-import train_omniglot  # noqa: E402
-from data import EpisodeSampler, synthetic_strokes, synthetic_textures  # noqa: E402
-from experiment import console  # noqa: E402
-from experiment.console import plain_errors  # noqa: E402
-from experiment.loop import Clipping  # noqa: E402
-from ops.blocks import THREADS, one_blas_thread  # noqa: E402
-from ops.compat import chainer  # noqa: E402
-from ops.device import use  # noqa: E402
-from ops.lazy import Deferred  # noqa: E402
-from ops.normalization import NormalizedConvolution2D  # noqa: E402
+import metanet
+import train_mini_imagenet
+import train_omniglot
+from data import EpisodeSampler, synthetic_strokes, synthetic_textures
+from experiment import console
+from experiment.console import plain_errors
+from experiment.loop import Clipping
+from ops.blocks import THREADS, one_blas_thread
+from ops.compat import chainer
+from ops.device import use_device
+from ops.lazy import Deferred
+from ops.normalization import NormalizedConvolution2D
 
 MODELS = {'full': {'channels': 1, 'size': 28, 'query': 10}, 'partial': {'channels': 3, 'size': 84, 'query': 15},
           'partial, u': {'channels': 3, 'size': 84, 'query': 15}}
@@ -156,7 +156,7 @@ def run(args, weights):
         The model; which of its meta learners, 'd' and 'm', left convolutions' fast weights unmade in the end; two
         dicts, of training and test: {part: list of seconds, one for each episode}, the whole under `episode`.
     """
-    device = use(args.gpu)
+    device = use_device(args.gpu)
     model = build(args, weights)
     model.to_device(device)
     optimizer = chainer.optimizers.Adam(1e-3).setup(model)
@@ -279,7 +279,7 @@ def main(words=None):
     if args.peer and not os.path.isfile(args.peer):
         parser.error(f'--peer {args.peer}: there is no such file')
     with plain_errors():
-        device = use(args.gpu)
+        device = use_device(args.gpu)
     where = f'{THREADS} threads'
     if args.gpu >= 0:
         where = device.xp.cuda.runtime.getDeviceProperties(args.gpu)['name'].decode()

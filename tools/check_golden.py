@@ -28,15 +28,15 @@ from unittest import mock
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import metanet  # noqa: E402
-from experiment import console  # noqa: E402
-from experiment.console import plain_errors, say  # noqa: E402
-from ops import normalization  # noqa: E402
-from ops.compat import F, chainer, cuda  # noqa: E402
-from ops.pooling import Windows  # noqa: E402
-from sources.archives import read_npz  # noqa: E402
+import metanet
+from experiment import console
+from experiment.console import plain_errors, say
+from ops import normalization
+from ops.compat import F, chainer, cuda
+from ops.pooling import Windows
+from sources.archives import read_npz
 
 TOLERANCE = 1e-3
 # How far apart rounding may put two numbers of a feature map that would be equal, relative to the largest there.

@@ -11,16 +11,15 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import numpy as np  # noqa: E402  (after the project is on the path)
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.lines import Line2D  # noqa: E402
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter  # noqa: E402
+import numpy as np
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from experiment import console  # noqa: E402
-from experiment.console import plain_errors  # noqa: E402
-from sources.files import replacing  # noqa: E402
-from tools.runs import ROOT, read_paper, read_runs  # noqa: E402
+from experiment import console
+from experiment.console import plain_errors
+from experiment.pictures import new_picture
+from reproduction.runs import ROOT, read_paper, read_runs
+from sources.files import replacing
 
 PANELS = {  # way: the runs to draw
     5: ('5A', '5F', '5H', '5I', '5M', '5Q'),
@@ -94,9 +93,7 @@ def draw_way(axes, way, runs, paper):
 
 def draw_omniglot(runs, paper):
     """Test error over training, a panel for each way."""
-    figure = Figure(figsize=(10, 7))
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(2, 2, sharey=True)
+    figure, panels = new_picture(10, 7, n_columns=2, n_rows=2, sharey=True)
     drawn, seeds = set(), set()
     for axes, (way, names) in zip(panels.flat, PANELS.items()):
         chosen = [runs[name] for name in names]
@@ -120,9 +117,7 @@ def draw_omniglot(runs, paper):
 
 def draw_mini_imagenet(runs, paper):
     """Accuracy of mini-ImageNet runs on dev and test tasks, with last and with averaged weights, and the paper's."""
-    figure = Figure(figsize=(6.4, 4))
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    figure, axes = new_picture(6.4, 4)
     logs = [(run, read_log(run)) for run in runs]
     drawn = itertools.product(logs, (('dev', '#3a923a'), ('test', '#1f6fb4')), ('', 'average/'))
     for (run, rows), (part, colour), prefix in drawn:

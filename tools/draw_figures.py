@@ -10,11 +10,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiment import console  # noqa: E402  (after the project is on the path)
-from experiment.console import plain_errors  # noqa: E402
-from figures import figure3, figure4, figure5  # noqa: E402
-from tools import follow  # noqa: E402
-from tools.runs import ROOT  # noqa: E402
+from experiment import console
+from experiment.console import plain_errors
+from figures import figure3, figure4, figure5
+from reproduction.runs import ROOT
+from tools import follow
 
 ASSETS = os.path.join(ROOT, 'assets')
 

@@ -9,13 +9,13 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: E402  (after the project is on the path)
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import Circle, FancyBboxPatch  # noqa: E402
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
 
-from experiment import console  # noqa: E402
-from experiment.console import plain_errors  # noqa: E402
-from sources.files import replacing  # noqa: E402
+from experiment import console
+from experiment.console import plain_errors
+from sources.files import replacing
 
 ASSETS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'assets')
 SLOW, FAST, META, DATA = '#dbe7f5', '#fbe3c8', '#dff0d8', '#eeeeee'

@@ -13,24 +13,24 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiment import console  # noqa: E402
+from experiment import console
 
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import data  # noqa: E402
-import train_omniglot  # noqa: E402
-from beyond import Health  # noqa: E402
-from experiment.checkpoints import run_settings, snapshots  # noqa: E402
-from experiment.console import plain_errors  # noqa: E402
-from experiment.loop import Clipping, EpisodeUpdater  # noqa: E402
-from experiment.results import tested_on  # noqa: E402
-from experiment.settings import as_tuple, check  # noqa: E402
-from figures.parts import check_names, new_picture, read_table, save_picture, write_table  # noqa: E402
-from ops.compat import chainer  # noqa: E402
-from sources.archives import read_npz  # noqa: E402
+import data
+import train_omniglot
+from beyond import Health
+from experiment.checkpoints import run_settings, snapshots
+from experiment.console import plain_errors
+from experiment.loop import Clipping, EpisodeUpdater
+from experiment.pictures import check_names, new_picture, read_table, save_picture, write_table
+from experiment.results import tested_on
+from experiment.settings import as_tuple, check
+from ops.compat import chainer
+from sources.archives import read_npz
 
 STEP = 50  # episodes to a row
 BUILT = 'centred', 'hidden_scale', 'fast_scale'  # settings of the model that may be changed
@@ -50,7 +50,7 @@ def started(folder, options):
     if not {'split', 'variant'} <= set(settings) or not snapshots(folder):
         raise ValueError(f'{folder} has no snapshot of a run of train_omniglot.py: give the folder of one that has')
     changed = {name: value for name in BUILT if (value := getattr(options, name)) is not None}
-    for some in settings, changed:
+    for some in settings, {**settings, **changed}:
         check(some, train_omniglot.CHECKS)
     if (settings['n_decay'] or settings['inverse_decay']) and options.alpha is None:
         raise ValueError(f'the learning rate of the run in {folder} falls, which is not done here: give the one to go '

@@ -14,14 +14,14 @@ from unittest import mock
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), os.pardir)
 sys.path[:0] = [ROOT, os.path.join(ROOT, 'tests')]
 
-import fake_cupy  # noqa: E402
+import fake_cupy
 
 fake_cupy.install()
 
-import benchmark  # noqa: E402
-import numpy as np  # noqa: E402
+import benchmark
+import numpy as np
 
-from experiment import console  # noqa: E402
+from experiment import console
 
 
 class Counter(benchmark.Clock):

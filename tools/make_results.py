@@ -14,8 +14,8 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from sources.files import replacing  # noqa: E402  (after the project is on the path)
-from tools.runs import DOCS, read_paper, read_runs  # noqa: E402
+from reproduction.runs import DOCS, read_paper, read_runs
+from sources.files import replacing
 
 NOTE = '<!-- Made by tools/make_results.py from runs.csv, paper.csv and results_template.md: edit these. -->\n'
 WAYS = 5, 10, 15, 20
@@ -25,8 +25,8 @@ class Results:
     """The tables: each public method is a name for the template.
 
     Args:
-        runs: {name: `tools.runs.Run`}.
-        paper: the paper's accuracies, as `tools.runs.read_paper` returns them.
+        runs: {name: `reproduction.runs.Run`}.
+        paper: the paper's accuracies, as `reproduction.runs.read_paper` returns them.
     """
 
     def __init__(self, runs, paper):

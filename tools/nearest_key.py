@@ -12,25 +12,25 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiment import console  # noqa: E402
+from experiment import console
 
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import classify  # noqa: E402
-import data  # noqa: E402
-import train_mini_imagenet  # noqa: E402
-import train_omniglot  # noqa: E402
-from beyond import watched  # noqa: E402
-from experiment.console import plain_errors, say  # noqa: E402
-from experiment.evaluation import interval  # noqa: E402
-from experiment.models import settings_in  # noqa: E402
-from experiment.results import tested_on  # noqa: E402
-from experiment.settings import as_tuple, check, refuse_images  # noqa: E402
-from ops.blocks import one_blas_thread  # noqa: E402
-from ops.compat import chainer  # noqa: E402
+import classify
+import data
+import train_mini_imagenet
+import train_omniglot
+from beyond import watched
+from experiment.console import plain_errors, say
+from experiment.evaluation import interval
+from experiment.models import settings_in
+from experiment.results import tested_on
+from experiment.settings import as_tuple, check, refuse_images
+from ops.blocks import one_blas_thread
+from ops.compat import chainer
 
 
 def accuracies(model, episode):

@@ -12,23 +12,23 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from experiment import console  # noqa: E402
+from experiment import console
 
 if __name__ == '__main__':
     console.start()  # the imports below take seconds, in which Ctrl-C shall be no traceback either
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-import data  # noqa: E402
-from experiment.checkpoints import check_folder, claim  # noqa: E402
-from experiment.evaluation import Best, Tasks  # noqa: E402
-from experiment.log import record  # noqa: E402
-from experiment.loop import EpisodeUpdater, Epochs, train  # noqa: E402
-from experiment.results import report_result, write_results  # noqa: E402
-from experiment.settings import COMMON, configured, whole  # noqa: E402
-from metanet import CNN  # noqa: E402
-from ops.checks import check_episode  # noqa: E402
-from ops.compat import F, chainer, extensions, training  # noqa: E402
+import data
+from experiment.checkpoints import check_folder, claim
+from experiment.evaluation import Best, Tasks
+from experiment.log import record
+from experiment.loop import EpisodeUpdater, Epochs, train
+from experiment.results import report_result, write_results
+from experiment.settings import COMMON, configured, whole
+from metanet import CNN
+from ops.checks import check_episode
+from ops.compat import F, chainer, extensions, training
 
 input_path = 'data/miniImagenet'  # folder of train.npz, dev.npz and test.npz from preprocess_mini_imagenet.py
 out = 'result/prototypical'  # folder for log, learning curve, snapshots and the best model

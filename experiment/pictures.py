@@ -1,11 +1,10 @@
-"""What the figures' scripts share: tables in csv files, and pictures."""
+"""Tables in csv files, and pictures: for the figures' scripts, the log and the tools."""
 import csv
-import os
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiment.checkpoints import check_folder
+from experiment.checkpoints import check_folder, refuse_folders
 from sources.files import replacing
 
 
@@ -16,10 +15,7 @@ def check_names(folder, *names):
         OSError: there is one, or nothing could be written there.
     """
     check_folder(folder)
-    for name in names:
-        if os.path.isdir(os.path.join(folder, name)):
-            raise IsADirectoryError(f'{os.path.join(folder, name)} is a folder, but a file of that name is to be '
-                                    'written: rename it, or give another folder (out)')
+    refuse_folders(folder, names)
 
 
 def write_table(path, rows):
@@ -44,11 +40,11 @@ def read_table(path):
         raise ValueError(f'{path} is no csv file ({error}): give one') from error
 
 
-def new_picture(width, height, n_columns=1):
-    """A figure of that many inches, and its axes; of several columns, an array of axes."""
+def new_picture(width, height, n_columns=1, n_rows=1, **options):
+    """A figure of that many inches, and its axes; of several, an array of axes. `options` are those of `subplots`."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)  # pyplot would set what a notebook draws with
-    return figure, figure.subplots(1, n_columns)
+    return figure, figure.subplots(n_rows, n_columns, **options)
 
 
 def save_picture(figure, path):
