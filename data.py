@@ -120,7 +120,7 @@ class EpisodeSampler:
         return self.sample()
 
     def sample(self):
-        """Draw an Episode."""
+        """Draws an Episode."""
         support, query = [], []
         picks, support_order, query_order = self._draw()
         for i, chosen, turns, mirrored, distortions in picks:
@@ -134,7 +134,7 @@ class EpisodeSampler:
         return Episode(*self._shuffle(support, support_order), *self._shuffle(query, query_order))
 
     def skip(self, n_episodes):
-        """Go on as if so many episodes had been drawn, without making them."""
+        """Goes on as if so many episodes had been drawn, without making them."""
         for _ in range(n_episodes):
             self._draw()
 
@@ -174,7 +174,7 @@ class EpisodeSampler:
         return np.concatenate([key, counters, np.array([gauss]).view(np.uint32)])
 
     def set_state(self, state):
-        """Go on exactly where another sampler was.
+        """Goes on exactly where another sampler was.
 
         Args:
             state: what its `get_state` gave, a uint32 array (628,).

@@ -131,7 +131,7 @@ class FastLinear(FastLayer):
 
 
 class SoftmaxLayer(FastLinear):
-    """The class scores of a `Network`: its augmented output has no ReLU."""
+    """Class scores, float32 (n, way), of the last hidden layer (n, in_size): its augmented output has no ReLU."""
 
     def __init__(self, in_size, way):
         super().__init__(in_size, way, activation=None)
@@ -232,7 +232,7 @@ class CNN(Network):
 
 
 class MLP(Network):
-    """Two adaptable layers of as many units as their input: the base learner on an embedding's keys in "partial, u"."""
+    """Two adaptable layers, float32 (n, n_units) to the same: the base learner on u's keys in "partial, u"."""
 
     def __init__(self, n_units):
         super().__init__(n_units)
@@ -266,7 +266,7 @@ class ExampleLearner(chainer.Chain):
 
 
 class TaskLearner(chainer.Chain):
-    """d: from the sequence of a coordinate's gradients to one fast weight (section 3.1); `n_units` are of its LSTM."""
+    """d: from the sequence of a coordinate's gradients to one fast weight (section 3.1), by an LSTM of `n_units`."""
 
     def __init__(self, n_units=20, defer=False):
         super().__init__()
@@ -282,7 +282,7 @@ class TaskLearner(chainer.Chain):
 
 
 class Memory:
-    """Fast weights of the support examples, to be read by similarity of keys (section 3.1).
+    """Fast weights of the support examples, to be read by similarity of keys (sections 3.1 and 3.2).
 
     Args:
         keys: R, variable (n_support, d).
@@ -294,7 +294,7 @@ class Memory:
         self.values = values
 
     def attention(self, queries):
-        """Softmax over the memory of the cosine between queries (n, d) and keys: (n, n_support), none negative."""
+        """Softmax over the memory of the cosine of queries, float32 (n, d), and keys: (n, n_support), rows sum to 1."""
         queries, keys = moderate(queries), moderate(self.keys)
         norms = F.matmul(*(F.sum(x ** 2, axis=1, keepdims=True) for x in (queries, keys)), transb=True)
         return F.softmax(F.matmul(queries, keys, transb=True) / F.sqrt(norms + 1e-6), axis=1)
@@ -384,7 +384,7 @@ class MetaNet(chainer.Chain):
             return self.scores(b, query_x, way)                                         # line 20: b(W, W*, x)
 
     def scores(self, network, x, way):
-        """Class scores (n, way) of b or u for n inputs: u's output goes through a ReLU first, b's has been already."""
+        """Class scores, float32 (n, way), of b or u for n inputs: u's output gets a ReLU first, b's has had it."""
         hidden = network(x)
         return network.softmax(way)(F.relu(hidden) if network is self.embed else hidden)
 
@@ -409,6 +409,7 @@ class MetaNet(chainer.Chain):
             `slow()` shape: constants, nothing is differentiated through them. They are computed when first looked at.
         """
         n_groups, layers = -(-len(x) // group), network.fast_layers(way)
+        # Copied, for an update in place may come before the gradients are computed.
         copies = [chainer.Variable(self.xp.broadcast_to(array.copy(), (n_groups,) + array.shape))
                   for array in slow_arrays(layers)]
         with chainer.force_backprop_mode(), augmented(layers, copies=copies, group=group):

@@ -63,7 +63,7 @@ MAX_WORKERS = 256
 
 
 def say(text):
-    """Print to whoever listens: a closed pipe is no reason to stop the work."""
+    """Prints to whoever listens: a closed pipe is no reason to stop the work."""
     try:
         print(printable(text, keep='\n'), flush=True)
     except OSError:
@@ -74,19 +74,18 @@ def say(text):
 
 
 def decode(data, size):
-    """Decode an image of any mode; return it as RGB, (size, size, 3) uint8. Raises ValueError if it is broken."""
+    """Decodes an image of any mode to RGB, uint8 (size, size, 3). Raises ValueError if it is broken."""
     return images.scale(images.decode(data), size)
 
 
 def load_image(place, size):
-    """Read and decode the image at `place` = (path, offset, n_bytes).
+    """Reads and decodes the image at `place` = (path, offset, n_bytes).
 
     Returns:
-        tuple: (size, size, 3) uint8 array and 'whole' or 'truncated', or None and 'skipped' if it is broken.
+        (size, size, 3) uint8 array and 'whole' or 'truncated', or None and 'skipped' if it is broken.
 
     Raises:
         MemoryError: there is too little memory, with the path; the image may be sound.
-
     """
     try:
         data = images.read_bytes(*place)
@@ -117,7 +116,7 @@ def threads(workers):
 
 
 def make_class(names, places, size, path, pool, bar):
-    """Save a class as `path`.npy; names of skipped and truncated images, and a checksum, in `path`.json.
+    """Saves a class as `path`.npy; names of skipped and truncated images, and a checksum, in `path`.json.
 
     Returns the number of its images; if that is 0, nothing is saved.
     """
@@ -160,7 +159,7 @@ def is_finished(path, n_listed, size):
 
 
 def count_images(path, classes, size):
-    """Count the images in a finished npz by its headers; InputError if it is not made of `classes`."""
+    """Counts the images in a finished npz by its headers; InputError if it is not made of `classes`."""
     counts = {}
     with contextlib.suppress(ValueError, OSError), open_npz(path) as archive:
         counts = {label: header.shape[0] for label, header in archive.headers.items()
@@ -171,7 +170,7 @@ def count_images(path, classes, size):
 
 
 def find_finished(splits, output, size):
-    """Return the names of the splits whose npz is there; InputError if one is there with other content."""
+    """Returns the names of the splits whose npz is there; InputError if one is there with other content."""
     finished, problems = [], []
     for split, classes in splits.items():
         path = os.path.join(output, split + '.npz')
@@ -188,7 +187,7 @@ def find_finished(splits, output, size):
 
 
 def write_npz(path, partials):
-    """Write an npz, as np.savez does, from {label: path of its .npy without the ending}, one by one."""
+    """Writes an npz, as np.savez does, from {label: path of its .npy without the ending}, one by one."""
     with replacing(path) as f, zipfile.ZipFile(f, 'w', zipfile.ZIP_STORED) as archive:
         for label, partial in partials.items():
             with open(partial + '.npy', 'rb') as array, \
@@ -197,7 +196,7 @@ def write_npz(path, partials):
 
 
 def print_summary(path, partials, n_images):
-    """Print what the npz `path` holds and which images are not as they should be."""
+    """Prints what the npz `path` holds and which images are not as they should be."""
     say(f'{path}: {len(partials)} classes, {n_images} images')
     notes = []
     for partial in partials.values():
@@ -214,14 +213,13 @@ def print_summary(path, partials, n_images):
 
 
 def prepare(output):
-    """Make the folder of results with its folder of finished classes.
+    """Makes the folder of results with its folder of finished classes.
 
     Returns:
-        str: the folder of finished classes.
+        The folder of finished classes.
 
     Raises:
         InputError: one of them cannot be made or written to.
-
     """
     folder = os.path.join(output, 'partial')
     try:
@@ -234,7 +232,7 @@ def prepare(output):
 
 
 def check_room(output, n_bytes):
-    """Raise InputError if the disk has not `n_bytes` left."""
+    """Raises InputError if the disk has not `n_bytes` left."""
     free = shutil.disk_usage(output).free
     if free < n_bytes:
         raise InputError(f'{output} has room for {free / 2**30:.1f} GiB, but {n_bytes / 2**30:.1f} GiB are needed: '
@@ -242,14 +240,13 @@ def check_room(output, n_bytes):
 
 
 def run(source, splits, output, size, workers):
-    """Make those of train.npz, dev.npz and test.npz that are not there yet. Arguments: the settings above.
+    """Makes those of train.npz, dev.npz and test.npz that are not there yet. Arguments: the settings above.
 
     Raises:
         InputError: The input, or what lies in `output`, cannot be used: before any image is decoded. Or no
             image of a class can be decoded: after all other classes are saved.
         OSError: A file cannot be read or written. Finished classes stay.
         MemoryError: There is too little memory for the images. Finished classes stay.
-
     """
     begin = time.perf_counter()
     source = os.path.abspath(source)
@@ -267,7 +264,7 @@ def run(source, splits, output, size, workers):
 
 
 def make(source, wanted, places, folder, output, size, workers):
-    """Make the npz files of the splits `wanted` of the images in `places`, by way of files in `folder`; see `run`."""
+    """Makes the npz files of the splits `wanted` of the images in `places`, by way of files in `folder`; see `run`."""
     classes = {label: names for split in wanted.values() for label, names in split.items()}
     # A partial result's name depends on all that the result depends on, so that runs never mix.
     partials, states = {}, {}
@@ -305,7 +302,7 @@ def make(source, wanted, places, folder, output, size, workers):
 
 
 def main(argv=None):
-    """Parse the command line and run; an error ends in SystemExit with its message."""
+    """Parses the command line and runs; an error ends in SystemExit with its message."""
     open_streams()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('source', nargs='?', default=source, help=f'default: {source}')

@@ -1,4 +1,4 @@
-"""The reading of the memory (section 3.1 of the paper)."""
+"""The reading of the memory (section 3.2 of the paper)."""
 import numpy
 
 import ops.kernels as kernels

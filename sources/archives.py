@@ -109,7 +109,7 @@ class Archive:
 
     @contextlib.contextmanager
     def plain_errors(self, name=None):
-        """Turn what a damaged file raises into `BadFile`, with the names of the file and of the array `name`."""
+        """Turns what a damaged file raises into `BadFile`, with the names of the file and of the array `name`."""
         where = self.path if name is None else f'{self.path}, {self._kind} {name!r}'
         try:
             yield
@@ -121,7 +121,7 @@ class Archive:
             raise BadFile(f'{where}: {error or type(error).__name__}; {self._remedy}') from error
 
     def read(self, name):
-        """Read an array.
+        """Reads an array.
 
         Args:
             name: a key of `headers`.
@@ -185,7 +185,7 @@ def _read_header(file, member):
 
 @contextlib.contextmanager
 def open_npz(path, remedy='make the file anew', kind='array'):
-    """Open an npz file and check everything about it but the arrays' values. A context manager.
+    """Opens an npz file and checks all about it but the arrays' values. A context manager.
 
     Refused are files that are cut short; members that are encrypted, unknown to NumPy's format, of one name, or lie
     within each other; headers that claim more, or less, than the file holds; arrays of Python objects; control
@@ -213,7 +213,7 @@ def open_npz(path, remedy='make the file anew', kind='array'):
 
 
 def read_npz(path, remedy='make the file anew', finite=False):
-    """Read an npz file whole, trusting nothing in it.
+    """Reads an npz file whole, trusting nothing in it.
 
     Args:
         path, remedy: as of `open_npz`.
@@ -242,7 +242,7 @@ REMEDY = ('make the file anew, with one array a class: uint8, or float in [0, 1]
 
 
 def write_arrays(path, arrays):
-    """Write {name: array} to an npz file, without pickles; it appears under its name only when it is complete.
+    """Writes {name: array} to an npz file, without pickles; it appears under its name only when it is complete.
 
     `read_npz` reads it. Unlike np.savez it takes an array called 'file'.
 
@@ -256,7 +256,7 @@ def write_arrays(path, arrays):
 
 
 def load_classes(path):
-    """Read a data set from an npz file that holds one array a class, under the class's name.
+    """Reads a data set from an npz file that holds one array a class, under the class's name.
 
     Arrays are uint8 in 0..255, or float in [0, 1] (the layout of the paper's authors), which is rounded to uint8.
     Uncompressed uint8 arrays of a file over 256 MB stay in the file: they are mapped read-only, and only images that
@@ -289,7 +289,7 @@ def load_classes(path):
 
 
 def save_classes(path, classes):
-    """Write a data set to an npz file, from which `load_classes` reads it.
+    """Writes a data set to an npz file, from which `load_classes` reads it.
 
     The file appears under its name only when it is complete; an older one stays intact until then.
 

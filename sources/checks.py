@@ -38,7 +38,7 @@ def image_shape(classes):
 
 
 def check_one_shape(classes, where):
-    """Refuse classes whose images differ in shape.
+    """Refuses classes whose images differ in shape.
 
     Args:
         classes: {class name: images}, at least one.
@@ -75,7 +75,7 @@ def digest_of(source, *parts):
 
 
 def check_parts(parts, blank=True, identical=True):
-    """Refuse parts of a data set that would make its results wrong.
+    """Refuses parts of a data set that would make its results wrong.
 
     Args:
         parts: {path of a file: its classes}, such as the training and the test classes.

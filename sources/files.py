@@ -30,7 +30,7 @@ def open_streams():
 
 @contextlib.contextmanager
 def replacing(path, mode='wb', **options):
-    """Open a temporary file beside `path`, which takes that name only if the block succeeds.
+    """Opens a temporary file beside `path`, which takes that name only if the block succeeds.
 
     Until then an older file stays intact. A power cut loses nothing either: the content is on the disk before the file
     gets its name, and the name before the block is left. The temporary file is called `path`.NUMBER.part; those of
@@ -160,7 +160,7 @@ def _sync(descriptor):
 
 
 def sync_folder(path):
-    """Wait until the names in a folder are on the disk, where the operating system allows it (Windows doesn't)."""
+    """Waits until the names in a folder are on the disk, where the operating system allows it (Windows doesn't)."""
     with contextlib.suppress(OSError):
         descriptor = os.open(path or '.', os.O_RDONLY)
         try:
@@ -170,7 +170,7 @@ def sync_folder(path):
 
 
 def clear_strays(*paths):
-    """Remove the temporary files that killed writers of the files `paths` have left.
+    """Removes the temporary files that killed writers of the files `paths` have left.
 
     Files that are still being written stay, and so does everything whose name is not a path's own with .NUMBER.part.
     What cannot be removed stays too.
@@ -220,7 +220,7 @@ def printable(text, stream=None, keep=''):
 
 
 def print_banner(data_set, stand_in, reason, remedy):
-    """Say on stderr, so that nobody misses it, that a data set is not there and what takes its place.
+    """Says on stderr, so that nobody misses it, that a data set is not there and what takes its place.
 
     Args:
         data_set: its name, such as 'Omniglot'.

@@ -21,14 +21,13 @@ ARCHIVES = ('.gz', '.tgz', '.zip', '.bz2', '.xz', '.7z', '.rar', '.zst', '.tar')
 
 
 def tar_files(path, start=0, n_bytes=None):
-    """List the files of an uncompressed tar, or of one inside the file `path`: `n_bytes` from `start` on.
+    """Lists the files of an uncompressed tar, or of one inside the file `path`: `n_bytes` from `start` on.
 
     Returns:
-        dict: {base name: (path, offset, n_bytes)}.
+        {base name: (path, offset, n_bytes)}.
 
     Raises:
         InputError: The tar is damaged, cut off or compressed, or has two files of one name.
-
     """
     stop = os.path.getsize(path) if n_bytes is None else start + n_bytes
     try:
@@ -66,7 +65,7 @@ def _members(file):
 
 
 def synset_files(source, tars, synset):
-    """Return {name: (path, offset, n_bytes)} for a synset's files, or None if `source` lacks the synset.
+    """Returns {name: (path, offset, n_bytes)} for a synset's files, or None if `source` lacks the synset.
 
     `tars` are the places of the tars in one big tar. A length of -1 means the whole file; instead of a place, None
     stands for what is no file, such as a pipe.
@@ -88,7 +87,7 @@ def original(synset):
 
 
 def locate(source, splits, listed, output):
-    """Find the bytes of all listed images without reading them.
+    """Finds the bytes of all listed images without reading them.
 
     Args:
         source (str): ILSVRC2012_img_train.tar; or a folder of tars or folders of synsets, with ImageNet's names for
@@ -98,12 +97,11 @@ def locate(source, splits, listed, output):
         output (str): Folder of the results, for messages.
 
     Returns:
-        dict: {label: [(path, offset, n_bytes), ...]}, in the order of `splits`.
+        {label: [(path, offset, n_bytes), ...]}, in the order of `splits`.
 
     Raises:
         InputError: `source` is none of these; it lacks synsets or images, has a synset with another number of images
             than ImageNet, or several files for an image; a tar is damaged.
-
     """
     if not os.path.isfile(source) and not os.path.isdir(source):
         raise InputError(f'{source} is neither a file nor a folder. Name ILSVRC2012_img_train.tar, a folder of tars '
@@ -242,12 +240,11 @@ def _choose(found, name, label, labels, split, unique, has_folder):
 
 
 def _walk(source, wanted):
-    """Find all that has a wanted name and is no folder; links are followed.
+    """Finds all that has a wanted name and is no folder; links are followed.
 
     Returns:
-        dict: {base name: [path from `source` with /, ...]}.
+        {base name: [path from `source` with /, ...]}.
         set: the paths, with `source`, of those that are no files.
-
     """
     found, odd, folders, seen = {}, set(), [''], set()
     while folders:

@@ -38,12 +38,11 @@ def is_system_file(name):
 
 
 def read_bytes(path, offset=0, n_bytes=-1):
-    """Read a file, or `n_bytes` of it from `offset` on.
+    """Reads a file, or `n_bytes` of it from `offset` on.
 
     Raises:
         ValueError: it is a folder, a pipe or a device, which might never end, or has more than 1 GiB.
         OSError: it cannot be read.
-
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -57,7 +56,7 @@ def read_bytes(path, offset=0, n_bytes=-1):
 
 
 def decode(content, turned=False):
-    """Decode the bytes of an image file.
+    """Decodes the bytes of an image file.
 
     Transparent images are put on white, values of 16 bits divided by 257. Of several frames it is the first. An image
     that is longer than 8,192 pixels comes shrunk by a whole factor.
@@ -73,7 +72,6 @@ def decode(content, turned=False):
         ValueError: the bytes are not an image, or a broken one, or its header claims more than 178,956,970 pixels or
             65,535 in a row or column; nothing of such an image is decoded.
         MemoryError: there is too little memory for it.
-
     """
     try:
         with Image.open(io.BytesIO(content)) as image:
@@ -140,14 +138,13 @@ def _rgb(image):
 
 
 def scale(image, size):
-    """Squeeze an RGB image into a square.
+    """Squeezes an RGB image into a square.
 
     BOX averages over the area under each new pixel. Enlarging, it would only repeat pixels: an image with a side
     shorter than `size` gets BICUBIC instead.
 
     Returns:
         uint8 (size, size, 3).
-
     """
     method = Image.Resampling.BOX if min(image.size) >= size else Image.Resampling.BICUBIC
     return np.asarray(image.resize((size, size), method))
@@ -157,7 +154,7 @@ def scale(image, size):
 
 
 def read_character(path):
-    """Read an image of dark strokes on light paper, a drawing or a scan, as Omniglot's are read.
+    """Reads an image of dark strokes on light paper, a drawing or a scan, as Omniglot's are read.
 
     It is turned as its EXIF data say, put on white paper where it is transparent, padded with paper to a square, and
     its contrast stretched.
@@ -170,7 +167,6 @@ def read_character(path):
             light.
         OSError: the file cannot be read.
         MemoryError: there is too little memory for it; with its name.
-
     """
     grey = _read(path).convert('L')
     low, high = grey.getextrema()
@@ -184,7 +180,7 @@ def read_character(path):
 
 
 def read_photo(path, size):
-    """Read a colour photo: turned as its EXIF data say, its middle square scaled.
+    """Reads a colour photo: turned as its EXIF data say, its middle square scaled.
 
     Returns:
         uint8 (size, size, 3).
@@ -193,7 +189,6 @@ def read_photo(path, size):
         ValueError: with the file's name: it is not an image, or a broken or huge one.
         OSError: the file cannot be read.
         MemoryError: there is too little memory for it; with its name.
-
     """
     image = _read(path)
     side = min(image.size)

@@ -259,7 +259,7 @@ def _fetch_anew(zip_name):
 
 
 def _read_source(path):
-    """Decode an official zip, or the folder extracted from it, into {'0709': uint8 (20, 28, 28)}."""
+    """Decodes an official zip, or the folder extracted from it, into {'0709': uint8 (20, 28, 28)}."""
     zip_name = os.path.basename(path)
     if os.path.isdir(path):
         names = [os.path.relpath(os.path.join(place, name), path).replace(os.sep, '/')

@@ -20,7 +20,7 @@ class InputError(ValueError):
 
 
 def stop_on(problems, remedy):
-    """Raise one InputError that lists `problems`, if any (100 in full, the rest counted), and the remedy."""
+    """Raises one InputError that lists `problems`, if any (100 in full, the rest counted), and the remedy."""
     if problems:
         more = [f'... and {len(problems) - 100} more'] if len(problems) > 100 else []
         raise InputError('\n  '.join([f'{len(problems)} problem(s)'] + problems[:100] + more) + '\n' + remedy)
@@ -36,7 +36,7 @@ def mini_imagenet_synsets():
 
 
 def find_splits(folder):
-    """Return {split: path of its csv}, or raise InputError that says where to get missing ones."""
+    """Returns {split: path of its csv}, or raises InputError that says where to get missing ones."""
     paths = {split: os.path.join(folder, name) for split, name in CSV_FILES.items()}
     missing = [CSV_FILES[split] for split, path in paths.items() if not os.path.isfile(path)]
     if missing:
@@ -52,17 +52,16 @@ def find_splits(folder):
 
 
 def read_splits(folder):
-    """Read the split files, of mini-ImageNet or of other data.
+    """Reads the split files, of mini-ImageNet or of other data.
 
     If a row has mini-ImageNet's form, all must. If none has, names are those of files, and labels are any text.
 
     Returns:
-        dict: {'train' or 'dev' or 'test': {label: [filename, ...]}}, in their order.
+        {'train' or 'dev' or 'test': {label: [filename, ...]}}, in their order.
 
     Raises:
         InputError: A file is missing, cannot be read or has other columns; a row is malformed, an image is listed
             twice; a synset is not the label's; a class is in two splits.
-
     """
     problems, rows = [], []
     for split, path in find_splits(folder).items():
@@ -145,7 +144,7 @@ def known_counts(splits):
 
 
 def refuse_packed(source, splits, output):
-    """Raise InputError if `source` is a pickle or an archive that must be unpacked, or a folder of pickles alone."""
+    """Raises InputError if `source` is a pickle or an archive that must be unpacked, or a folder of pickles alone."""
     if os.path.isdir(source):
         pickles = ending(source, PICKLES)
         missing = not all(os.path.isfile(os.path.join(splits or source, name)) for name in CSV_FILES.values())

@@ -1,4 +1,4 @@
-"""What `functions` computes, put together from Chainer's own functions and links: slow, and plain to check."""
+"""What `ops` computes, put together from Chainer's own functions and links: slow, and plain to check."""
 import numpy as np
 
 from ops.compat import F, L, chainer
