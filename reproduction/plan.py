@@ -104,18 +104,17 @@ def task_of(part, out, quick=False, further=()):
         dict; `episodes` in it is how many will be trained, `hours` how long the same run took, or None.
 
     Raises:
-        ValueError: the number of episodes is none, or a constant of the script has been edited.
+        ValueError: the number of episodes is none, or a constant of the script has been edited to a model's path.
     """
     run = part.run
     constants = constants_of(run.script)
-    for name, value in usual_constants()[run.script].items():
-        if constants.get(name) != value:
-            raise ValueError(f'{name} has been edited in {run.script}, but {run.name} is the run with {value!r}: put '
-                             f'that back, and give your own value to every run, as in -- --{name} VALUE')
-    options, tests = list(run.options), []
+    usual = _edited(run, constants)
+    options, tests = _completed(run.options, usual), []
     for test in run.tests:
-        if test.options and (test.way, test.shot) in part.wanted and test.options not in tests:
-            tests.append(list(test.options))
+        if test.options and (test.way, test.shot) in part.wanted:
+            test = _completed(test.options, {name: usual[name] for name in constants['TEST_SETTINGS'] if name in usual})
+            if test not in tests:
+                tests.append(test)
     if quick:
         options = quicker(options, constants)
         of_tests = 'n_final_episodes' if 'n_final_episodes' in constants else 'n_test_episodes'
@@ -134,6 +133,21 @@ def task_of(part, out, quick=False, further=()):
     return {'name': run.name, 'root': ROOT, 'host': socket.gethostname(), 'folder': os.path.join(out, run.name),
             'script': run.script, 'options': options, 'tests': [test + in_tests for test in tests],
             'episodes': episodes, 'hours': float(run.hours) * episodes / run.episodes if run.hours else None}
+
+
+def _edited(run, constants):
+    """{name: value that the script came with} of the constants that have been edited since: a run has that value."""
+    edited = {name: value for name, value in usual_constants()[run.script].items() if constants.get(name) != value}
+    for name in 'evaluate', 'start_from':  # the command line cannot take these back
+        if name in edited:
+            raise ValueError(f"{name} has been edited in {run.script}, but {run.name} has '' there: put that back")
+    return edited
+
+
+def _completed(options, usual):
+    """Options, a list, and those that give the settings that they lack a value from the dict `usual`."""
+    lacking = usual.keys() - settings_of(options).keys()
+    return [*options, *(word for name in usual if name in lacking for word in (f'--{name}', str(usual[name])))]
 
 
 def usual_constants():

@@ -13,6 +13,8 @@ import pytest
 from data_sets import drawings, save_own
 
 import reproduce
+import train_omniglot
+from experiment.settings import configured
 from reproduction import engines, plan, progress, runs, work
 
 ROOT = runs.ROOT
@@ -177,11 +179,25 @@ def test_the_constants_that_the_runs_were_made_with_are_the_scripts_own():
     assert set(usual) == {run.script for run in runs.read_runs().values() if run.script}
 
 
-def test_an_edited_script_is_refused_for_its_runs_would_be_others(monkeypatch):
+def test_runs_of_an_edited_script_are_those_of_the_script_as_it_came(monkeypatch):
     constants = plan.constants_of('train_omniglot.py')
-    edited = {'gpu': 1, 'input_path': 'there', 'alpha': 1.0}
+    edited = {'gpu': 1, 'input_path': 'there', 'alpha': 1.0, 'centred': 'fc', 'n_epoch': 3, 'n_queries_test': 7}
+    (part,) = plan.choose(['20A'])
+    as_it_came = plan.task_of(part, 'out')
     monkeypatch.setattr(plan, 'constants_of', lambda script: {**constants, **edited})
-    with pytest.raises(SystemExit, match=r'alpha has been edited in train_omniglot.py, .* with 0.001: .*--alpha VAL'):
+    task = plan.task_of(part, 'out')
+    assert '--n_epoch' in as_it_came['options'] and task['episodes'] == as_it_came['episodes']
+    given = as_it_came['options'] + ['--n_queries_test', '10', '--centred', '', '--alpha', '0.001']
+    assert task['options'] == given
+    assert task['tests'] == [test + ['--n_queries_test', '10'] for test in as_it_came['tests']] != []
+    with configured(vars(train_omniglot), given, train_omniglot.CHECKS) as (settings, _):
+        assert (settings['n_queries_test'], settings['centred'], settings['alpha']) == (10, '', 0.001)
+
+
+def test_a_script_that_was_edited_to_begin_with_a_model_is_refused(monkeypatch):
+    constants = plan.constants_of('train_omniglot.py')
+    monkeypatch.setattr(plan, 'constants_of', lambda script: {**constants, 'start_from': 'a.npz'})
+    with pytest.raises(SystemExit, match='start_from has been edited in train_omniglot.py, .*: put that back'):
         reproduce.main(['5A', '--jobs', '1'])
 
 
