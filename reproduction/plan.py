@@ -161,9 +161,13 @@ def constants_of(script):
 
     Raises:
         OSError: it cannot be read.
+        ValueError: it is no Python.
     """
-    with open(os.path.join(ROOT, script), encoding='utf-8') as file:
-        tree = ast.parse(file.read())
+    try:
+        with open(os.path.join(ROOT, script), encoding='utf-8') as file:
+            tree = ast.parse(file.read())
+    except SyntaxError as error:
+        raise ValueError(f'line {error.lineno} of {script} is no Python ({error.msg}): mend it') from error
     constants = {}
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):

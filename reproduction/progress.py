@@ -179,14 +179,15 @@ def table_of(parts, outcomes, paper, quick=False, own=''):
             words = 'to come' if outcome is None else outcome['state']
             rows.append((*about, '', '', words, '', '', ''))
             continue
-        strange = outcome.get('source') not in (None, run.data)
+        strange = outcome.get('source') != run.data
         for row in outcome['rows']:
             way, shot = int(row['way']), int(row['shot'])
             if (way, shot) in part.wanted:
                 kind = _kind(row['label'])
                 before = run.test(way, shot, kind)
                 value = paper.get((run.data, run.split, run.model, run.way, way)) if shot == 1 else None
-                ours = f'{row["accuracy"]} ± {row["interval"]} %' + (f' on {outcome["source"]}' if strange else '')
+                ours = f'{row["accuracy"]} ± {row["interval"]} %'
+                ours += f' on {outcome.get("source") or "unknown data"}' * strange
                 rows.append((*about, f'{way}-way {shot}-shot', kind, ours, row['episodes'],
                              f'{before.accuracy} ± {before.interval} %' if before and not own else '',
                              f'{value} %' if value and not strange and not own else ''))

@@ -21,6 +21,7 @@ POLL = 1  # seconds between looks at a run
 BEATS = 120  # seconds without a word of the command after which its runs stop
 THREADS = 'OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'VECLIB_MAXIMUM_THREADS'
 RESULT = re.compile(r'^(.*), (\d+)-way (\d+)-shot: ([\d.]+) \+- ([\d.]+|nan) % on (\d+) test episodes;', re.MULTILINE)
+COLUMNS = 'label', 'way', 'shot', 'accuracy', 'interval', 'episodes'  # of a result
 STAND_IN = '!!  THIS IS NOT '  # in what a script says where its data are missing
 MODEL = '["model"]'  # key of done.json: the training that the folder's models are of
 BESTS = 'best.npz', 'best_average.npz'
@@ -66,23 +67,30 @@ def project_folder(root, digest, archive):
     """The project's folder on this machine: `root` where that holds the same code, else one made of the archive."""
     if archive is None:
         return root
-    try:
-        if digest_of(project_files(root)) == digest:
-            return root
-    except OSError:
-        pass
+    if _holds(root, digest):
+        return root
     home = os.path.join(os.path.expanduser('~'), '.cache', 'metanet')
     folder = os.path.join(home, digest)
-    if not os.path.isdir(folder):
+    if not _holds(folder, digest):
         os.makedirs(home, exist_ok=True)
         fresh = tempfile.mkdtemp(dir=home)
         with zipfile.ZipFile(io.BytesIO(archive)) as packed:
             packed.extractall(fresh)
         try:
+            if os.path.isdir(folder):  # edited, or cut short by a power cut
+                os.rename(folder, f'{folder}.{os.path.basename(fresh)}')
             os.rename(fresh, folder)
         except OSError:  # another worker was faster
             shutil.rmtree(fresh, ignore_errors=True)
     return folder
+
+
+def _holds(folder, digest):
+    """Whether the project's code in a folder, if there is any, is that of a digest."""
+    try:
+        return digest_of(project_files(folder)) == digest
+    except OSError:
+        return False
 
 
 # One run --------------------------------------------------------------------------------------------------------------
@@ -126,8 +134,7 @@ def work(task, say, stopping, root=None, folder=None, alone=False):
             if code:
                 outcome.update(state='stopped' if stopped else 'failed', message=_last_words(output, code))
                 break
-            rows = [dict(zip(('label', 'way', 'shot', 'accuracy', 'interval', 'episodes'), match.groups()))
-                    for match in RESULT.finditer(output)]
+            rows = [dict(zip(COLUMNS, match.groups())) for match in RESULT.finditer(output)]
             if STAND_IN in output:  # not done: the data may be there the next time
                 outcome['message'] = 'on invented data, which is no result: output.txt says where to put the data; ' \
                                      f'then remove {folder}'
@@ -135,7 +142,7 @@ def work(task, say, stopping, root=None, folder=None, alone=False):
                 done[key] = rows
                 _write_done(folder, done)
         outcome['rows'] += rows
-    outcome['source'] = _progress(folder).get('source')
+    outcome['source'] = _trained_on(folder)
     return outcome
 
 
@@ -214,16 +221,25 @@ def _latest(names):
 
 
 def _progress(folder):
-    """What the last row of log.csv says: {'episodes', 'accuracy', 'source'}, or nothing."""
+    """What the last row of log.csv says: {'episodes', 'accuracy'}, or nothing."""
     try:
         with open(os.path.join(folder, 'log.csv'), encoding='utf-8', newline='') as file:
             row = list(csv.DictReader(file))[-1]
         accuracies = [float(value) for name, value in row.items()
                       if re.fullmatch(r'(test|dev)/.*/accuracy', name) and value]
-        return {'episodes': int(row['iteration']), 'accuracy': accuracies[0] if accuracies else None,
-                'source': row.get('data')}
+        return {'episodes': int(row['iteration']), 'accuracy': accuracies[0] if accuracies else None}
     except (OSError, IndexError, KeyError, ValueError, TypeError, AttributeError, csv.Error):
         return {}
+
+
+def _trained_on(folder):
+    """The data that settings.json names; None where it says nothing of them."""
+    try:
+        with open(os.path.join(folder, 'settings.json'), encoding='utf-8-sig') as file:
+            data = json.load(file)['data']
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return data if isinstance(data, str) else None
 
 
 def _read_done(folder):
@@ -236,19 +252,38 @@ def _read_done(folder):
 
 
 def _done_in(text):
-    """What bytes of done.json say; nothing where they are damaged."""
+    """What bytes of done.json say, without what is damaged."""
     try:
         done = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
-    return done if isinstance(done, dict) else {}
+    if not isinstance(done, dict):
+        return {}
+    return {key: value for key, value in done.items() if (isinstance(value, str) if key == MODEL else _are_rows(value))}
+
+
+def _are_rows(value):
+    """Whether a value is a list of results, as `work` keeps them."""
+    return isinstance(value, list) and all(isinstance(row, dict) and row.keys() == set(COLUMNS)
+                                           and all(isinstance(text, str) for text in row.values()) for row in value)
 
 
 def _write_done(folder, done):
-    path = os.path.join(folder, 'done.json')
-    with open(path + '.new', 'w', encoding='utf-8') as file:
-        json.dump(done, file, indent=1)
-    os.replace(path + '.new', path)
+    _write(os.path.join(folder, 'done.json'), json.dumps(done, indent=1).encode())
+
+
+def _write(path, content):
+    """Writes bytes to a file, which is whole or not there at all, after a power cut, too."""
+    fresh = f'{path}.{os.urandom(4).hex()}.new'
+    try:
+        with open(fresh, 'xb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    finally:
+        if os.path.exists(fresh):
+            os.remove(fresh)
 
 
 # On a worker ----------------------------------------------------------------------------------------------------------
@@ -311,10 +346,12 @@ def _own_folder(task, files):
 
 
 def read_folder(folder):
-    """{name: bytes} of a run's files, of its snapshots the latest."""
+    """{name: bytes} of a run's files, of its snapshots the last two and those from before a jump of the loss."""
     files = {}
-    latest = _snapshot(folder) if os.path.isdir(folder) else 0
-    for name in (*BACK, f'snapshot_{latest}'):
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    last = sorted((_latest([name]), name) for name in names if re.fullmatch(r'snapshot_\d+', name))[-2:]
+    before = [name for name in names if re.fullmatch(r'snapshot_\d+\.before', name)]
+    for name in (*(name for _, name in last), *before, *BACK):
         if os.path.isfile(os.path.join(folder, name)):
             with open(os.path.join(folder, name), 'rb') as file:
                 files[name] = file.read()
@@ -322,10 +359,7 @@ def read_folder(folder):
 
 
 def write_folder(folder, files):
-    """Writes {name: bytes}, each file whole or not at all."""
+    """Writes {name: bytes} in this order: done.json, which tells of the others, comes last in `read_folder`'s."""
     os.makedirs(folder, exist_ok=True)
     for name, content in files.items():
-        path = os.path.join(folder, name)
-        with open(path + '.new', 'wb') as file:
-            file.write(content)
-        os.replace(path + '.new', path)
+        _write(os.path.join(folder, name), content)

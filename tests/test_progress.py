@@ -53,15 +53,17 @@ def test_the_display_needs_no_time_to_have_passed(monkeypatch):
 
 
 def test_the_table_has_the_papers_numbers_beside_ours_and_says_what_is_to_come():
-    parts = plan.choose(['5A', '5B', '5F'])
+    parts = plan.choose(['5A', '5B', '5F', '5H'])
     row = {'label': 'MetaNet (last iterate) trained 5-way', 'way': '5', 'shot': '1', 'accuracy': '98.11',
            'interval': '0.07', 'episodes': '10000'}
     outcomes = {'5A': {'state': 'done', 'source': 'Omniglot', 'rows': [row]},
-                '5B': {'state': 'done', 'source': 'invented characters', 'rows': [row]}}
+                '5B': {'state': 'done', 'source': 'invented characters', 'rows': [row]},
+                '5H': {'state': 'done', 'source': None, 'rows': [row]}}
     lines = progress.table_of(parts, outcomes, reproduce.accuracies_of(['table1'])).splitlines()
     assert lines[2].endswith('| last | 98.11 ± 0.07 % | 10000 | 98.10 ± 0.07 % | 98.95 % |')
     assert '98.11 ± 0.07 % on invented characters' in lines[3] and '98.95' not in lines[3]
     assert '| to come |' in lines[4]
+    assert '98.11 ± 0.07 % on unknown data' in lines[5] and '98.95' not in lines[5]
 
 
 def test_runs_with_options_of_ones_own_stand_beside_no_other_numbers():

@@ -35,13 +35,15 @@ n = max((int(name[9:]) for name in os.listdir(out) if name.startswith('snapshot_
 first = n
 with open(os.path.join(out, 'starts'), 'a') as file:
     file.write(f'{n} {os.getpid()}\\n')
+with open(os.path.join(out, 'settings.json'), 'w') as file:
+    file.write('{"data": "Omniglot"}')
 if '--bad' in options:
     sys.exit('error: the parameters are no longer finite')
 try:
     while n < int(options['--n']):
         n += 1
         with open(os.path.join(out, f'snapshot_{n}'), 'w'), open(os.path.join(out, 'log.csv'), 'w') as file:
-            file.write(f'data,iteration,test/5-way/accuracy\\nOmniglot,{n},0.5\\n')
+            file.write(f'iteration,test/5-way/accuracy\\n{n},0.5\\n')
         if '--slow' in options and first < 3:
             time.sleep(0.1)
 except KeyboardInterrupt:
