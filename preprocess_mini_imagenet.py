@@ -82,23 +82,24 @@ def load_image(place, size):
     """Reads and decodes the image at `place` = (path, offset, n_bytes).
 
     Returns:
-        (size, size, 3) uint8 array and 'whole' or 'truncated', or None and 'skipped' if it is broken.
+        (size, size, 3) uint8 array, 'whole' or 'truncated', and ''; or None, 'skipped', and why if it is refused.
 
     Raises:
         MemoryError: there is too little memory, with the path; the image may be sound.
     """
     try:
         data = images.read_bytes(*place)
-        with contextlib.suppress(ValueError):
-            return decode(data, size), 'whole'
+        try:
+            return decode(data, size), 'whole', ''
+        except ValueError:
+            if not data.startswith(JPEG_START):
+                raise
         # With an end mark a cut-off JPEG decodes as far as it goes; Pillow's switch for that acts on all threads.
-        if data.startswith(JPEG_START):
-            return decode(data + JPEG_END, size), 'truncated'
-    except ValueError:
-        pass
+        return decode(data + JPEG_END, size), 'truncated', ''
+    except ValueError as error:
+        return None, 'skipped', str(error)
     except MemoryError as error:
         raise MemoryError(f'too little memory for an image in {place[0]}') from error
-    return None, 'skipped'
 
 
 @contextlib.contextmanager
@@ -118,11 +119,12 @@ def threads(workers):
 def make_class(names, places, size, path, pool, bar):
     """Saves a class as `path`.npy; names of skipped and truncated images, and a checksum, in `path`.json.
 
-    Returns the number of its images; if that is 0, nothing is saved.
+    Returns '', or, where no image can be read and nothing is saved, why the first cannot.
     """
     array = np.empty((len(names), size, size, 3), np.uint8)
-    n_images, notes = 0, {'skipped': [], 'truncated': []}
-    for name, (image, state) in zip(names, pool.imap(lambda place: load_image(place, size), places)):
+    n_images, notes = 0, {'skipped': [], 'truncated': [], 'reason': ''}
+    for name, (image, state, reason) in zip(names, pool.imap(lambda place: load_image(place, size), places)):
+        notes['reason'] = notes['reason'] or reason
         if state != 'whole':
             notes[state].append(name)
         if state != 'skipped':
@@ -138,7 +140,7 @@ def make_class(names, places, size, path, pool, bar):
             f.write(array[:n_images].data)
         with open(path + '.json', 'wb') as f:
             f.write(json.dumps({**notes, 'adler32': zlib.adler32(array[:n_images])}).encode())
-    return n_images
+    return '' if n_images else notes['reason']
 
 
 def is_finished(path, n_listed, size):
@@ -158,13 +160,34 @@ def is_finished(path, n_listed, size):
 # The npz files --------------------------------------------------------------------------------------------------------
 
 
+def listing_path(path):
+    """Where it stands which images an npz was made of: beside it."""
+    return os.path.splitext(path)[0] + '.json'
+
+
+def listing(classes, size):
+    """What tells the listed images of a split, and their size, from others."""
+    return hashlib.sha256(repr((size, sorted(classes.items()))).encode()).hexdigest()
+
+
+def made_of(path):
+    """The `listing` and the source that are noted beside an npz; nothing where that is missing or damaged."""
+    with contextlib.suppress(ValueError, OSError, RecursionError), open(listing_path(path), encoding='utf-8') as f:
+        note = json.load(f)
+        if isinstance(note, dict) and {type(note.get('listing')), type(note.get('source'))} == {str}:
+            return note['listing'], note['source']
+    return None, ''
+
+
 def count_images(path, classes, size):
     """Counts the images in a finished npz by its headers; InputError if it is not made of `classes`."""
     counts = {}
     with contextlib.suppress(ValueError, OSError), open_npz(path) as archive:
         counts = {label: header.shape[0] for label, header in archive.headers.items()
                   if header.dtype == np.uint8 and header.shape[1:] == (size, size, 3)}
-    if counts.keys() != classes.keys() or not all(0 < n <= len(classes[label]) for label, n in counts.items()):
+    same = made_of(path)[0] in (None, listing(classes, size))
+    if not same or counts.keys() != classes.keys() or not all(
+            0 < n <= len(classes[label]) for label, n in counts.items()):
         raise InputError(f'{path} is there already, but is not what these split files give at size {size}')
     return sum(counts.values())
 
@@ -177,8 +200,11 @@ def find_finished(splits, output, size):
         if not os.path.lexists(path):
             continue
         try:
+            source = made_of(path)[1]
             say(f'{path} is there already: {len(classes)} classes, {count_images(path, classes, size)} of '
-                f'{sum(map(len, classes.values()))} images listed. To make it again, remove it.')
+                f'{sum(map(len, classes.values()))} images listed'
+                + (f', from {source}' if source else '; whether of these very names is not known')
+                + '. To make it again, remove it.')
             finished.append(split)
         except InputError as error:
             problems.append(str(error))
@@ -202,7 +228,9 @@ def print_summary(path, partials, n_images):
     for partial in partials.values():
         with open(partial + '.json', encoding='utf-8') as f:
             notes.append(json.load(f))
-    for state, meaning in (('skipped', 'cannot be decoded'), ('truncated', 'decoded as far as they go')):
+    reason = next((note['reason'] for note in notes if note.get('reason')), '')
+    for state, meaning in (('skipped', 'cannot be read' + (f' (the first: {reason})' if reason else '')),
+                           ('truncated', 'decoded as far as they go')):
         names = [name for note in notes for name in note[state]]
         if names:
             more = f' and {len(names) - 10} more' if len(names) > 10 else ''
@@ -231,6 +259,15 @@ def prepare(output):
     return folder
 
 
+def clear(folder):
+    """Removes the folder of finished classes, or says that some are left in it."""
+    left = os.listdir(folder)
+    if left:
+        say(f'{folder} holds {len(left)} files of interrupted runs with other settings: remove it if you need none')
+    else:
+        os.rmdir(folder)
+
+
 def check_room(output, n_bytes):
     """Raises InputError if the disk has not `n_bytes` left."""
     free = shutil.disk_usage(output).free
@@ -257,9 +294,14 @@ def run(source, splits, output, size, workers):
     if not wanted:
         return
     places = locate(source, wanted, listed, output)
-    folder = prepare(output)
+    prepare(output)
     with alone(output):
-        make(source, wanted, places, folder, output, size, workers)
+        finished = find_finished(wanted, output, size)  # by a run that this one has waited for
+        wanted = {split: classes for split, classes in wanted.items() if split not in finished}
+        folder = prepare(output)
+        if wanted:
+            make(source, wanted, places, folder, output, size, workers)
+        clear(folder)
     say(f'{time.perf_counter() - begin:.0f} seconds')
 
 
@@ -281,24 +323,22 @@ def make(source, wanted, places, folder, output, size, workers):
     check_room(output, (n_to_do + n_largest) * size * size * 3)
     with threads(workers) as pool, tqdm(
             total=n_images, initial=n_images - n_to_do, desc='Decoding', unit=' images', disable=None) as bar:
-        empty = [label for label in to_do
-                 if not make_class(classes[label], places[label], size, partials[label], pool, bar)]
-    stop_on([f'{label}: none of its images in {source} can be decoded' for label in empty],
-            'Get these classes anew and start again; the others are kept.')
+        refused = {label: make_class(classes[label], places[label], size, partials[label], pool, bar)
+                   for label in to_do}
+    stop_on([f'{label}: none of its images in {source} can be read (the first: {reason})'
+             for label, reason in refused.items() if reason],
+            'Mend these classes or get them anew, and start again; the others are kept.')
 
     for split, names in wanted.items():
         path = os.path.join(output, split + '.npz')
         parts = {label: partials[label] for label in names}
+        with replacing(listing_path(path), 'w') as f:  # before the npz, beside which an older one shall not lie
+            json.dump({'listing': listing(names, size), 'source': source}, f)
         write_npz(path, parts)
         print_summary(path, parts, count_images(path, names, size))
         for partial in parts.values():
             os.remove(partial + '.npy')
             os.remove(partial + '.json')
-    left = os.listdir(folder)
-    if left:
-        say(f'{folder} holds {len(left)} files of interrupted runs with other settings: remove it if you need none')
-    else:
-        os.rmdir(folder)
 
 
 def main(argv=None):

@@ -22,6 +22,7 @@ from sources.files import replacing
 MAPPED_SIZE = 1 << 28  # bytes from which an npz of classes is mapped instead of read
 CHUNK = 1 << 20  # bytes read at a time
 MAX_RATIO = 1100  # no deflated byte gives more than 1032
+MAX_NAME = 255  # characters of a class's name
 UNSAFE = re.compile('[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]')
 
 # What a damaged or tampered zip makes zipfile and NumPy raise.
@@ -207,9 +208,16 @@ def open_npz(path, remedy='make the file anew', kind='array'):
     if not os.path.isfile(path):  # neither a folder nor a pipe, which would be waited for
         raise FileNotFoundError(f'{path} does not exist or is no file: give the path of an npz file')
     with open(path, 'rb') as file:
-        if not zipfile.is_zipfile(file):
+        if not _is_zip(file):
             raise BadFile(f'{path} is not an npz file, or is cut short: {remedy}')
         yield Archive(file, remedy, kind)
+
+
+def _is_zip(file):
+    try:
+        return zipfile.is_zipfile(file)
+    except (zipfile.BadZipFile, ValueError, struct.error, OverflowError):  # an end that claims several disks, for one
+        return False
 
 
 def read_npz(path, remedy='make the file anew', finite=False):
@@ -306,8 +314,9 @@ def save_classes(path, classes):
         raise ValueError(f'there are no classes to write to {path}: give one or more')
     arrays = {}
     for name, images in classes.items():
-        if not isinstance(name, str) or UNSAFE.search(name):
-            raise ValueError(f'{name!r} cannot be the name of a class: give text without control characters')
+        if not isinstance(name, str) or UNSAFE.search(name) or len(name) > MAX_NAME:
+            raise ValueError(f'{name!r:.300} cannot be the name of a class: give text without control characters, of '
+                             f'at most {MAX_NAME}')
         try:
             arrays[name] = np.ascontiguousarray(to_uint8(np.asarray(images)))
         except ValueError as error:

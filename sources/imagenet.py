@@ -14,6 +14,7 @@ import tarfile
 
 from tqdm import tqdm
 
+from sources.images import is_system_file
 from sources.splits import CSV_FILES, PICKLES, InputError, ending, known_counts, packing, pickle_advice, ranked, stop_on
 
 SPLIT_FOLDERS = {'train', 'val', 'dev', 'test', 'images'}
@@ -45,8 +46,8 @@ def tar_files(path, start=0, n_bytes=None):
         raise InputError(f'{path} is no complete, uncompressed tar from byte {start} on: {reason}') from error
     result = {}
     for member in members:
-        if member.isfile() and not member.issparse():
-            name = os.path.basename(member.name)
+        name = os.path.basename(member.name)
+        if member.isfile() and not member.issparse() and not is_system_file(name):
             if name in result:
                 raise InputError(f'{path} has two files called {name} from byte {start} on')
             result[name] = (path, member.offset_data, member.size)
@@ -234,7 +235,7 @@ def _choose(found, name, label, labels, split, unique, has_folder):
             paths.append(path)
     for place in places:
         paths = [path for path in paths if place & set(path.split('/')[:-1])] or paths
-    if unique and has_folder:  # no image of the class is elsewhere
+    if has_folder:  # no image of the class is elsewhere
         return [path for path in paths if label in path.split('/')[:-1]]
     return paths
 

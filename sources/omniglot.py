@@ -254,7 +254,9 @@ def _download(name):
     return content
 
 
-def _fetch_anew(zip_name):
+def _fetch_anew(zip_name, extracted=False):
+    if extracted:
+        return f'put there all that is in {OMNIGLOT_URL}{zip_name}'
     return f'delete it and fetch it anew from {OMNIGLOT_URL}{zip_name}'
 
 
@@ -262,14 +264,32 @@ def _read_source(path):
     """Decodes an official zip, or the folder extracted from it, into {'0709': uint8 (20, 28, 28)}."""
     zip_name = os.path.basename(path)
     if os.path.isdir(path):
-        names = [os.path.relpath(os.path.join(place, name), path).replace(os.sep, '/')
-                 for place, _, files in os.walk(path) for name in files]
+        names = [os.path.relpath(name, path).replace(os.sep, '/') for name in _files_below(path)]
         return _read_drawings(path, f'{zip_name}.zip', names, functools.partial(_read_file, path))
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_drawings(path, zip_name, archive.namelist(), functools.partial(_read_member, archive))
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError) as error:
         raise ValueError(f'{path} cannot be read, it seems damaged ({error}): {_fetch_anew(zip_name)}') from error
+
+
+def _files_below(path):
+    """Yields the paths of all files below a folder, those in linked folders, too.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    def refuse(error):
+        raise error
+
+    seen = set()
+    for place, folders, files in os.walk(path, onerror=refuse, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        yield from (os.path.join(place, name) for name in files)
 
 
 def _read_file(folder, name):
@@ -293,7 +313,7 @@ def _check_size(n_bytes):
 
 def _read_drawings(path, zip_name, names, read):
     """{'0709': uint8 (20, 28, 28)} of the drawings among `names`, whose content is `read(name)`."""
-    remedy = _fetch_anew(zip_name)
+    remedy = _fetch_anew(zip_name, os.path.isdir(path))
     classes = {}
     drawings = _sort_drawings(path, zip_name, names)
     for character in tqdm(sorted(drawings), f'decoding {zip_name}', unit=' characters', disable=None):
@@ -313,15 +333,15 @@ def _read_drawings(path, zip_name, names, read):
 
 def _sort_drawings(path, zip_name, names):
     """{'0709': the names of its 20 drawings}, by drawer; other than the official file's drawings are refused."""
-    remedy = _fetch_anew(zip_name)
+    remedy = _fetch_anew(zip_name, os.path.isdir(path))
     drawings = collections.defaultdict(list)
     owners = {}  # {folder: its character}
     for name in names:
         folder, file_name = posixpath.split(name)
         # macOS adds files such as __MACOSX/images_background/Greek/._0001_01.png, which are no images.
-        if file_name.startswith('.') or '__MACOSX' in name.split('/') or not file_name.endswith('.png'):
+        if file_name.startswith('.') or '__MACOSX' in name.split('/') or not file_name.lower().endswith('.png'):
             continue
-        if not re.fullmatch(r'[0-9]{4}_[0-9]{2}\.png', file_name):
+        if not re.fullmatch(r'[0-9]{4}_[0-9]{2}\.png', file_name, re.IGNORECASE):
             raise ValueError(f'{path}: {name} is not named as a drawing of Omniglot is, such as 0709_01.png; {remedy}')
         character = file_name[:4]
         if owners.setdefault(folder, character) != character:
@@ -343,7 +363,7 @@ def _sort_drawings(path, zip_name, names):
         if len(members) != N_DRAWERS:
             raise ValueError(f'{path}: {folders[0]} has {len(members)} drawings, not {N_DRAWERS}; {remedy}')
         for drawer, name in enumerate(members, 1):
-            if posixpath.basename(name) != f'{character}_{drawer:02d}.png':
+            if posixpath.basename(name).lower() != f'{character}_{drawer:02d}.png':
                 raise ValueError(f'{path}: {folders[0]} has no drawing {character}_{drawer:02d}.png; {remedy}')
     return drawings
 

@@ -352,3 +352,20 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path, classes, message):
 def test_lists_and_floats_are_saved_as_uint8(tmp_path):
     data.save_classes(tmp_path / 'a.npz', {'a': [[[0.0, 1.0], [0.2, 0.4]]], 'b': np.ones((1, 2, 2), np.uint8)})
     assert data.load_classes(tmp_path / 'a.npz')['a'].tolist() == [[[0, 255], [51, 102]]]
+
+
+def test_an_end_that_claims_several_disks_is_refused(tmp_path):
+    path = tmp_path / 'a.npz'
+    data.save_classes(path, marked_classes())
+    content = path.read_bytes()
+    locator = struct.pack('<4sIQI', b'PK\6\7', 0, 0, 2)
+    path.write_bytes(content[:-22] + locator + content[-22:])
+    with pytest.raises(ValueError, match='a.npz is not an npz file, or is cut short'):
+        data.load_classes(path)
+
+
+def test_a_name_of_a_class_that_is_too_long_is_refused(tmp_path):
+    images = np.zeros((1, 2, 2), np.uint8)
+    data.save_classes(tmp_path / 'a.npz', {'x' * 255: images})
+    with pytest.raises(ValueError, match='x{255}.* cannot be the name of a class: .* of at most 255'):
+        data.save_classes(tmp_path / 'b.npz', {'x' * 256: images})

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import os
+import shutil
 import urllib.error
 import urllib.request
 import zipfile
@@ -133,8 +134,15 @@ def test_extracted_folders_are_read_too(folder, tmp_path, monkeypatch):
     monkeypatch.setenv('OMNIGLOT_DIR', str(extracted))
     again = data.omniglot(tmp_path / 'input', 'standard')
     assert same_classes(again[0], train) and same_classes(again[1], test)
-    next((extracted / 'images_evaluation').rglob('0008_03.png')).unlink()
-    with pytest.raises(ValueError, match='images_evaluation.*character08 has 19 drawings'):
+    drawing = next((extracted / 'images_evaluation').rglob('0008_03.png'))
+    drawing.rename(drawing.with_suffix('.PNG'))
+    shutil.move(extracted / 'images_background' / 'Greek', tmp_path / 'alphabet')
+    os.symlink(tmp_path / 'alphabet', extracted / 'images_background' / 'Linked', target_is_directory=True)
+    os.symlink(extracted / 'images_background', tmp_path / 'alphabet' / 'above', target_is_directory=True)
+    again = data.omniglot(tmp_path / 'another', 'standard')
+    assert same_classes(again[0], train) and same_classes(again[1], test)
+    os.remove(drawing.with_suffix('.PNG'))
+    with pytest.raises(ValueError, match='images_evaluation.*character08 has 19 drawings.*; put there all that is in'):
         data.omniglot(tmp_path / 'input', 'dev')
 
 

@@ -1,5 +1,7 @@
 """preprocess_mini_imagenet: from small ImageNets to the three npz files, with interruptions on the way."""
+import contextlib
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -22,15 +24,18 @@ from small_imagenet import (
     lay_out,
     load,
     make_content,
+    make_tar,
     run_on,
     write_splits,
 )
 
 import preprocess_mini_imagenet as preprocess
 from sources.files import alone
+from sources.imagenet import tar_files
 from sources.splits import CSV_FILES
 
 ROOT = os.path.dirname(os.path.abspath(preprocess.__file__))
+MADE = ['dev.json', 'dev.npz', 'test.json', 'test.npz', 'train.json', 'train.npz']
 
 
 @pytest.fixture
@@ -72,7 +77,7 @@ def test_folder_with_its_split_files_needs_no_splits_argument(content, tmp_path)
 
 def test_npz_is_stored_uncompressed_and_nothing_else_is_left(content, run, tmp_path):
     run(lay_out(content, 'tars', tmp_path / 'in'))
-    assert sorted(os.listdir(tmp_path / 'out')) == ['dev.npz', 'test.npz', 'train.npz']
+    assert sorted(os.listdir(tmp_path / 'out')) == MADE
     with zipfile.ZipFile(tmp_path / 'out' / 'train.npz') as archive:
         assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
 
@@ -172,7 +177,7 @@ def test_after_an_interruption_finished_classes_are_not_decoded_again(
     resumed = run(source)
     assert len(decoded) == 2 * len(RANKS)
     assert 'n0000001000000001.jpg' in capsys.readouterr().out  # from the first start
-    assert sorted(os.listdir(tmp_path / 'out')) == ['dev.npz', 'test.npz', 'train.npz']
+    assert sorted(os.listdir(tmp_path / 'out')) == MADE
     fresh = run(source, output=tmp_path / 'fresh')
     for split, classes in fresh.items():
         for synset, images in classes.items():
@@ -214,7 +219,7 @@ def test_failure_while_writing_leaves_no_npz_and_no_temporary_file(content, run,
     with monkeypatch.context() as patch:
         patch.setattr(preprocess.shutil, 'copyfileobj', full_disk)
         assert 'No space left' in error_of(run, source)
-    assert os.listdir(tmp_path / 'out') == ['partial']
+    assert sorted(os.listdir(tmp_path / 'out')) == ['partial', 'train.json']
     assert list(run(source)['train']) == CLASSES['train']
 
 
@@ -226,7 +231,7 @@ def test_what_killed_runs_left_half_written_is_cleared(content, run, tmp_path):
         path.unlink()  # killed after the class and before its notes
     (tmp_path / 'out' / 'train.npz.backup').write_bytes(b'not ours')
     run(source)
-    assert sorted(os.listdir(tmp_path / 'out')) == ['dev.npz', 'test.npz', 'train.npz', 'train.npz.backup']
+    assert sorted(os.listdir(tmp_path / 'out')) == MADE + ['train.npz.backup']
 
 
 @pytest.mark.parametrize('damage', ['cut', 'zeros', 'one byte', 'no notes', 'empty', 'other array', 'notes cut'])
@@ -331,6 +336,76 @@ def test_other_npz_in_the_output_folder_is_not_overwritten(found, content, run, 
     assert path.read_bytes() == before and not decoded
 
 
+def test_npz_of_other_split_files_or_from_elsewhere_are_told(content, run, tmp_path, decoded, capsys):
+    source = lay_out(content, 'folders', tmp_path / 'in')
+    run(source)
+    capsys.readouterr()
+    run(source)
+    assert capsys.readouterr().out.count(f'images listed, from {source}. To make it again') == 3
+    note = tmp_path / 'out' / 'train.json'
+    whole = note.read_text()
+    note.write_text(json.dumps({**json.loads(whole), 'listing': 'of others'}))
+    assert 'train.npz is there already, but is not what these split files give' in error_of(run, source)
+    for damaged in '{"listing": ', '[]', '{"listing": 1, "source": "a"}', None:
+        os.remove(note)
+        if damaged is not None:
+            note.write_text(damaged)
+        run(source)
+        assert capsys.readouterr().out.count('; whether of these very names is not known. To make') == 1
+        note.write_text(whole)
+
+
+def test_a_run_that_waited_for_another_one_takes_what_that_has_made(content, run, tmp_path, monkeypatch, capsys):
+    source = lay_out(content, 'folders', tmp_path / 'in')
+
+    @contextlib.contextmanager
+    def waiting(output):
+        monkeypatch.setattr(preprocess, 'alone', alone)
+        run(source)
+        yield
+    monkeypatch.setattr(preprocess, 'alone', waiting)
+    run(source)
+    assert capsys.readouterr().out.count('npz is there already') == 3
+    assert not (tmp_path / 'out' / 'partial').exists()
+
+
+def test_why_images_are_refused_is_said(content, run, tmp_path, monkeypatch, capsys):
+    source = lay_out(content, 'folders', tmp_path / 'in')
+    whole = preprocess.decode
+    seen = []
+
+    def decode(data, size):
+        seen.append(data)
+        if len(seen) in (2, 3):  # the second image, as it is and with an end mark
+            raise ValueError('its pixels are of 12 bits')
+        return whole(data, size)
+    monkeypatch.setattr(preprocess, 'decode', decode)
+    run(source, '--workers=1')
+    assert '1 skipped, cannot be read (the first: its pixels are of 12 bits): ' in capsys.readouterr().out
+
+
+def test_an_image_of_a_class_called_train_is_not_that_of_another_class(content, run, tmp_path, decoded):
+    rows = {'train': ['2.png,cat', '0.png,cat', '0.png,train'], 'dev': ['0.png,dog'], 'test': ['0.png,owl']}
+    for split, listed in rows.items():
+        (tmp_path / 'splits' / CSV_FILES[split]).write_text('\n'.join(['filename,label', *listed, '']))
+        for label in {row.split(',')[1] for row in listed}:
+            (tmp_path / 'in' / label).mkdir(parents=True)
+            for name in '0.png', '2.png':
+                Image.new('RGB', (9, 9), (len(label), 0, 0)).save(tmp_path / 'in' / label / name)
+    assert {label: len(images) for label, images in run(tmp_path / 'in')['train'].items()} == {'cat': 2, 'train': 1}
+    shutil.rmtree(tmp_path / 'out')
+    os.remove(tmp_path / 'in' / 'cat' / '2.png')
+    del decoded[:]
+    assert '2.png of class cat is not below' in error_of(run, tmp_path / 'in')
+    assert not decoded
+
+
+def test_files_of_the_system_in_a_tar_are_not_looked_at(content, tmp_path):
+    path = tmp_path / 'a.tar'
+    path.write_bytes(make_tar({'.DS_Store': b'', 'x/.DS_Store': b'', '._a.jpg': b'', 'x/._a.jpg': b'', 'a.jpg': b'1'}))
+    assert list(tar_files(str(path))) == ['a.jpg']
+
+
 # As a program ---------------------------------------------------------------------------------------------------------
 
 
@@ -376,7 +451,7 @@ def test_names_that_the_terminal_lacks_or_that_steer_it_are_escaped(content, tmp
                               env={**os.environ, 'LC_ALL': 'C', 'PYTHONIOENCODING': 'ascii'})
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count('1 skipped, cannot be decoded: \\xe9.jpg\n') == 3
+    assert done.stdout.count('1 skipped, cannot be read (the first: it is in no known image format): \\xe9.jpg\n') == 3
     os.remove(tmp_path / 'dev' / 'a.jpg')
     os.remove(tmp_path / 'out' / 'dev.npz')
     done = run(tmp_path)
