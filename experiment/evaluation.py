@@ -49,7 +49,11 @@ def _test(model, sampler, n_episodes):
         with one_blas_thread(), chainer.no_backprop_mode(), chainer.using_config('train', False), (
                 reporter.scope(observation)):
             model.loss(sampler.sample())
-        results.append([float(observation[f'test/{name}'].array) for name in ('loss', 'accuracy')])
+        try:
+            results.append([float(chainer.as_array(observation[f'test/{name}'])) for name in ('loss', 'accuracy')])
+        except KeyError as error:
+            raise ValueError(f'{type(model).__name__}.loss does not report its loss and its accuracy: let it call '
+                             "chainer.report({'loss': ..., 'accuracy': ...}, self)") from error
     return results
 
 

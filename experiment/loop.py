@@ -22,6 +22,8 @@ class EpisodeUpdater(training.Updater):
         sampler: `data.EpisodeSampler` of training episodes.
         epoch_size: training episodes to an epoch.
         n_episodes_per_update: episodes whose mean gradient makes an update; `epoch_size` is a multiple of it.
+
+    Each episode sets the seed of `np.random` anew, from one drawn of it when the updater is made.
     """
 
     def __init__(self, model, optimizer, sampler, epoch_size, n_episodes_per_update=1):
@@ -31,6 +33,7 @@ class EpisodeUpdater(training.Updater):
         self.epoch_size = epoch_size
         self.n_episodes_per_update = n_episodes_per_update
         self.iteration = 0
+        self.seed = numpy.random.randint(2 ** 31)  # of what a model draws by itself, for dropout
 
     @property
     def epoch(self):
@@ -61,8 +64,9 @@ class EpisodeUpdater(training.Updater):
         start = time.perf_counter()
         summary = chainer.DictSummary()
         self.model.cleargrads()
-        for _ in range(self.n_episodes_per_update):
+        for i in range(self.n_episodes_per_update):
             observation = {}
+            numpy.random.seed([self.seed, self.iteration + i])  # so that a run that goes on draws the same
             with one_blas_thread(), chainer.report_scope(observation):
                 loss = self.model.loss(self.sampler.sample())
                 (loss / self.n_episodes_per_update).backward()

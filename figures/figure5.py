@@ -38,7 +38,8 @@ n_test_episodes = 1000
 inserted_scale = 0.0  # bound of the weights of inserted softmax layers; 0.1: as the paper's all
 
 CHECKS = {name: COMMON[name] for name in ('out', 'gpu', 'seed', 'nb_samples_per_class', 'n_queries', 'inserted_scale')}
-CHECKS.update(models=Check('paths of models, with a comma between them', lambda value: all(paths(value)), str),
+CHECKS.update(models=Check('paths of models in one text, with a comma between them',
+                           lambda value: isinstance(value, str) and all(paths(value)), str),
               mnist_path=path_of('a folder', optional=True), n_test_episodes=whole(2))
 PAPER = {'MetaNet-': 71.6, 'MetaNet': 74.8, 'MetaNet+': 72.3}  # accuracies in %
 OTHERS = {'Matching Nets': 72.0, 'Siamese Net': 70.3}  # in the paper, too

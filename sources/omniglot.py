@@ -133,7 +133,17 @@ class _Outdated(Exception):
 def _load_own(paths):
     parts = {path: load_classes(path) for path in paths}
     check_parts(parts)
+    _warn_of_light(paths[0], parts[paths[0]])
     return list(parts.values())
+
+
+def _warn_of_light(path, classes):
+    """Warns of characters that seem to be dark on light; of each class the first image is looked at."""
+    firsts = [images[0] for images in classes.values()]
+    if firsts[0].ndim == 2 and np.mean(firsts) > 160:
+        print(printable(f'warning: {path} is mostly light. Characters are 255 for ink and 0 for paper here, and '
+                        'classify.py reads them so: if yours are the other way round, save 255 - images', sys.stderr),
+              file=sys.stderr)
 
 
 def _load_kept(paths, split):

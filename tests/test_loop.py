@@ -4,9 +4,11 @@ import signal
 
 import numpy as np
 import pytest
+import small_runs
 from small_runs import Classifier, content, rows, run, same, sampler
 
 import beyond
+from experiment import evaluation
 from experiment.loop import Clipping, EpisodeUpdater, decay
 from ops.compat import F, chainer
 
@@ -53,6 +55,28 @@ def test_a_run_whose_rate_falls_goes_on_bit_for_bit(tmp_path, straight, falls):
             run(tmp_path / 'stopped', 4, **falls)
     else:
         assert same(run(tmp_path / 'stopped', 4, **falls), run(tmp_path / 'longer', 4, **falls))
+
+
+class Dropping(Classifier):
+    """Draws which units to drop."""
+
+    def loss(self, episode):
+        return super().loss(episode._replace(support_x=F.dropout(episode.support_x)))
+
+
+@pytest.mark.parametrize('averaged', [1, 3])
+def test_a_run_of_a_model_that_draws_goes_on_bit_for_bit(tmp_path, monkeypatch, straight, averaged):
+    monkeypatch.setattr(small_runs, 'Classifier', Dropping)
+    model = run(tmp_path / 'straight', 3, n_episodes_per_update=averaged)
+    run(tmp_path / 'stopped', 2, n_episodes_per_update=averaged)
+    assert same(run(tmp_path / 'stopped', 3, n_episodes_per_update=averaged), model) and not same(model, straight[1])
+
+
+def test_a_loss_that_reports_nothing_is_told_so():
+    model = Classifier()
+    model.loss = lambda episode: F.sum(model.l1.W)
+    with pytest.raises(ValueError, match='Classifier.loss does not report its loss and its accuracy: let it call'):
+        evaluation.test(model, sampler(), 2, 'test')
 
 
 @pytest.mark.filterwarnings('ignore:invalid value')

@@ -64,3 +64,14 @@ def test_ones_own_data_that_would_tell_nothing_are_refused(tmp_path, train, test
     save_own(tmp_path, train, test)
     with pytest.raises(ValueError, match=message):
         data.omniglot(tmp_path)
+
+
+def test_characters_that_are_dark_on_light_are_warned_of(tmp_path, capsys):
+    train, test = ({name: images // 4 for name, images in part.items()} for part in (
+        drawings('abc'), drawings('de', seed=1)))
+    save_own(tmp_path / 'ink', train, test)
+    data.omniglot(tmp_path / 'ink')
+    assert capsys.readouterr().err == ''
+    save_own(tmp_path / 'paper', *({name: 255 - images for name, images in part.items()} for part in (train, test)))
+    data.omniglot(tmp_path / 'paper')
+    assert 'train.npz is mostly light. Characters are 255 for ink' in capsys.readouterr().err
