@@ -189,7 +189,7 @@ class Network(chainer.Chain):
     def softmax(self, way):
         """The softmax layer for `way` classes; a ValueError if there is none."""
         if not hasattr(self, f'softmax{way}'):
-            raise ValueError(f'no softmax layer for {way} classes: make one with add_ways([{way}]), initialize_inserted')
+            raise ValueError(f'no softmax layer for {way} classes: make it by add_ways([{way}]), initialize_inserted')
         return self[f'softmax{way}']
 
     def fast_layers(self, way=None):

@@ -341,7 +341,7 @@ def test_more_rows_than_examples_are_refused(kind):
 def test_a_missing_way_names_the_models_own_method():
     x, y = np.ones((4, 4), np.float32), np.arange(4, dtype=np.int32)
     metanet = MetaNet(MLP(4), MLP(4), [3])
-    with pytest.raises(ValueError, match=r'for 4 classes: make one with add_ways\(\[4\]\), initialize_ins'):
+    with pytest.raises(ValueError, match=r'for 4 classes: make it by add_ways\(\[4\]\), initialize_ins'):
         metanet(x, y, x)
     metanet.add_ways([4])
     assert metanet(x, y, x).shape == (4, 4)
