@@ -87,10 +87,9 @@ def test_a_runs_options_are_settings_of_its_script_and_agree_with_its_columns(na
         given = options_of(test.options)
         assert [option for option in given if option not in script] == []
         of_tests = 'n_test_episodes' if run.split == '' else 'n_final_episodes'
-        ways, episodes = (given.get(name, str(script[name]) if test.options else value(name))
-                          for name in ('n_outputs_test', of_tests))
-        assert str(test.way) in ways.split(',') and int(episodes) == test.episodes
-        assert int(given.get('nb_samples_per_class_test', '1')) == test.shot
+        ways, episodes, shot = (given.get(name, str(script[name]) if test.options else value(name))
+                                for name in ('n_outputs_test', of_tests, 'nb_samples_per_class_test'))
+        assert str(test.way) in ways.split(',') and int(episodes) == test.episodes and int(shot) == test.shot
         assert given.get('views', '') in ('', 'shifted', 'mirrored', 'shifted, mirrored')  # as labels have them
 
 
@@ -100,7 +99,7 @@ def test_a_runs_log_is_as_long_as_the_run(name):
         assert int(list(csv.DictReader(file))[-1]['iteration']) == TRAINED[name].episodes
 
 
-@pytest.mark.parametrize('name', [name for name, run in TRAINED.items() if run.data == 'mini-ImageNet'])
+@pytest.mark.parametrize('name', [name for name, run in TRAINED.items() if run.log and run.hours])
 def test_a_runs_hours_are_those_of_its_log(name):
     with open(os.path.join(ROOT, TRAINED[name].log), encoding='utf-8', newline='') as file:
         seconds = float(list(csv.DictReader(file))[-1]['elapsed_time'])

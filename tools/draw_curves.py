@@ -22,7 +22,7 @@ from reproduction.runs import ROOT, read_paper, read_runs
 from sources.files import replacing
 
 PANELS = {  # way: the runs to draw
-    5: ('5A', '5F', '5H', '5I', '5M', '5Q'),
+    5: ('5A', '5F', '5H', '5I', '5M', '5Q', '5R'),
     10: ('10B', '10C', '10E'),
     15: ('15E', '15B', '15C', '15D'),
     20: ('20A', '20C', '20E', '20F', '20T', '20U'),
