@@ -3,16 +3,14 @@
 A data set is a plain dict {class name: uint8 array of images}; the images of a class have the shape (n_images, H, W),
 or (n_images, H, W, 3) in colour, and 255 means full ink or full brightness. `save_classes` writes one's own to a file.
 """
-
 import importlib
-import numbers
 import typing
 
 import numpy as np
 
 from sources.archives import load_classes, save_classes
-from sources.checks import check_one_shape, digest_of, image_shape, is_of_images
-from sources.distortion import MOST, N_DRAWS, distorted
+from sources.checks import check_sampling, digest_of, image_shape
+from sources.distortion import N_DRAWS, distorted
 from sources.files import printable, replacing
 from sources.images import read_character
 from sources.mini_imagenet import mini_imagenet
@@ -75,34 +73,7 @@ class EpisodeSampler:
     """
 
     def __init__(self, classes, way, shot, n_query, rotate=False, seed=0, xp=np, distortion=0, mirror=False):
-        if not 0 <= distortion <= MOST:
-            raise ValueError(f'distortion is {distortion}, but must be from 0 to {MOST}')
-        for setting, value, least in ('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1):
-            if not isinstance(value, numbers.Integral) or value < least:
-                raise ValueError(f'{setting} is {value!r}, but must be a whole number, at least {least}')
-        if not classes:
-            raise ValueError('there are no classes to sample from: load a data set that has some')
-        if len(classes) < way:
-            raise ValueError(f'{way}-way episodes need {way} classes, but there are only {len(classes)}: '
-                             'lower the way, or load more classes')
-        for name, images in classes.items():
-            kind = getattr(images, 'dtype', f'a {type(images).__name__}')
-            if kind != np.uint8:
-                raise ValueError(f'the images of class {name!r} are {kind}: give an array of uint8, 0 to 255')
-            if not is_of_images(images.shape):
-                raise ValueError(f'the images of class {name!r} have shape {images.shape}: give (n_images, H, W), or '
-                                 '(n_images, H, W, 3) in colour')
-        check_one_shape(classes, 'these classes')
-        small = [name for name, images in classes.items() if len(images) < shot + n_query]
-        if small:
-            raise ValueError(f'an episode needs shot + n_query = {shot + n_query} images of a class, but '
-                             f'{len(small)} of the {len(classes)} classes have fewer: {", ".join(small[:5])}'
-                             f'{", ..." if len(small) > 5 else ""}; lower shot or n_query')
-        if rotate:
-            for name, images in classes.items():
-                if images.shape[1] != images.shape[2]:
-                    raise ValueError(f'the images of class {name!r} are {images.shape[1]}x{images.shape[2]}: '
-                                     'only square ones can be rotated; set rotate=False')
+        check_sampling(classes, way, shot, n_query, rotate, distortion)
         self.way = way
         self.shot = shot
         self.n_query = n_query

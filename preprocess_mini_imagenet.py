@@ -44,6 +44,7 @@ from multiprocessing.pool import ThreadPool
 import numpy as np
 from tqdm import tqdm
 
+from experiment.console import drop_output
 from sources import images
 from sources.archives import open_npz
 from sources.files import NO_ROOM, alone, open_streams, printable, replacing
@@ -67,7 +68,7 @@ def say(text):
     try:
         print(printable(text, keep='\n'), flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
 
 
 # From bytes to arrays -------------------------------------------------------------------------------------------------

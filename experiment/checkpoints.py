@@ -27,6 +27,8 @@ BEFORE = re.compile(SNAPSHOT.pattern + r'\.before')
 OURS = re.compile(SNAPSHOT.pattern + r'|settings\.json|log|log\.csv|learning_curve\.png|model\.npz|best\.npz|'
                                      r'best_average\.npz|final_test(_[23])?\.csv')
 MAX_SETTINGS = 1 << 20  # characters of the settings in a file
+SETTLED = 2000  # episodes by which the loss has come down
+GOOD, JUMP = 2, 10  # times the lowest loss so far: what a good epoch's is at most, and what one of a breakdown is above
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
@@ -77,15 +79,22 @@ def claim(out, settings, earlier):
             snapshots are; or the learning rate of a new run is to fall over more epochs than it has.
         OSError: it cannot be written to.
     """
-    with alone(out, name='.claim'):  # of two that begin at once one finds the other's settings
-        _claim(out, settings, earlier)
-
-
-def _claim(out, settings, earlier):
-    path = os.path.join(out, 'settings.json')
     changeable = CHANGEABLE if settings.get('n_decay') else CHANGEABLE + ('n_epoch',)
     own = json.loads(json.dumps({name: value for name, value in settings.items() if name not in changeable}))
-    if os.path.lexists(path):
+    with alone(out, name='.claim'):  # of two that begin at once one finds the other's settings
+        _refuse_other_run(out, settings, own, changeable, earlier)
+        names = os.listdir(out) if os.path.isdir(out) else []
+        _refuse_leftovers(out, names)
+        refuse_folders(out, filter(OURS.fullmatch, names))
+        with replacing(os.path.join(out, 'settings.json'), 'w') as file:
+            json.dump(own, file, indent=4)
+        written = (re.sub(r'\.[0-9]+\.part$', '', name) for name in names)
+        clear_strays(*{os.path.join(out, name) for name in written if OURS.fullmatch(name)})
+
+
+def _refuse_other_run(out, settings, own, changeable, earlier):
+    """Refuses a folder of another run than that of `own`, the settings but those that are `changeable`."""
+    if os.path.lexists(os.path.join(out, 'settings.json')):
         unrecorded = {name: value for name, value in own.items() if name.startswith(CLASS) or name == DIGEST}
         recorded = {name: value for name, value in run_settings(out, earlier).items()
                     if name not in changeable and (name, value) != (DIGEST, '')}
@@ -102,19 +111,17 @@ def _claim(out, settings, earlier):
     elif settings.get('n_decay', 0) > settings.get('n_epoch', float('inf')):
         raise ValueError(f'n_decay = {settings["n_decay"]}: the learning rate can fall over n_epoch = '
                          f'{settings["n_epoch"]} epochs at most, lower it')
-    names = os.listdir(out) if os.path.isdir(out) else []
+
+
+def _refuse_leftovers(out, names):
+    """Refuses a folder, with files of these names, of a run whose snapshots are gone."""
     # A run that was killed in its first epoch may have left a best model, and goes on.
-    best = '' if os.path.lexists(path) else r'|best(_average)?\.npz'
+    best = '' if 'settings.json' in names else r'|best(_average)?\.npz'
     left = [name for name in names if re.fullmatch(r'log|log\.csv|model\.npz|final_test(_[23])?\.csv' + best, name)
             and os.path.isfile(os.path.join(out, name))]
     if left and not snapshots(out):
         raise ValueError(f'the folder {out} holds {min(left)} of a run, but no snapshot to go on from: put that back, '
                          'or give this run another folder (out), or it would replace what is there')
-    refuse_folders(out, filter(OURS.fullmatch, names))
-    with replacing(path, 'w') as file:
-        json.dump(own, file, indent=4)
-    written = (re.sub(r'\.[0-9]+\.part$', '', name) for name in names)
-    clear_strays(*{os.path.join(out, name) for name in written if OURS.fullmatch(name)})
 
 
 def completed(settings, earlier):
@@ -193,9 +200,9 @@ class Snapshot(training.Extension):
         write_npz(path, serializer.target)
         if trainer.updater.is_new_epoch:
             rise = loss_rise(trainer.get_extension('log').log)
-            if rise <= 2:
+            if rise <= GOOD:
                 self.good = path
-            elif rise > 10 and self.good and not any(map(BEFORE.fullmatch, os.listdir(trainer.out))):
+            elif rise > JUMP and self.good and not any(map(BEFORE.fullmatch, os.listdir(trainer.out))):
                 _keep(self.good, trainer.updater.epoch_size)
         self.kept = [other for other in self.kept if other != path][-1:] + [path]
         for other in snapshots(trainer.out):
@@ -226,16 +233,17 @@ def _keep(path, epoch_size):
 def loss_rise(rows):
     """How many times the lowest loss of a log's epochs the last one's is.
 
-    It is 1 in the first 2,000 episodes, where losses of any size are usual, and not above 10 while the loss is below 1.
+    It is 1 in the first `SETTLED` episodes, where losses of any size are usual, and not above `JUMP` while the loss is
+    below 1.
 
     Args:
         rows: of the log, an epoch each.
     """
     losses = [row['main/loss'] for row in rows]
-    if rows[-1]['iteration'] <= 2000:
+    if rows[-1]['iteration'] <= SETTLED:
         return 1
     rise = losses[-1] / max(min(filter(np.isfinite, losses), default=1), 1e-3)
-    return rise if losses[-1] > 1 else min(10, rise)
+    return rise if losses[-1] > 1 else min(JUMP, rise)
 
 
 def snapshots(out):

@@ -28,7 +28,7 @@ PARTS = 8
 
 def _threads():
     """The cores this process may use; fewer where OMP_NUM_THREADS says so, as for other numerical libraries."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
     asked = os.environ.get('OMP_NUM_THREADS', '')
     return min(cores, int(asked)) if asked.isdecimal() and int(asked) else cores
 

@@ -1,6 +1,10 @@
 """Checks of data sets, which are dicts {class name: uint8 images}."""
-
 import hashlib
+import numbers
+
+import numpy as np
+
+from sources.distortion import MOST
 
 COMPARED_SIZE = 1 << 30  # bytes up to which all images of a data set are compared with each other
 TOLERATED = 1e-3  # share of a part's images that may be in another part: shrunk photographs can come out the same
@@ -53,6 +57,38 @@ def check_one_shape(classes, where):
         if shape != shapes[first]:
             raise ValueError(f'{where}: the images of class {name!r} have shape {shape}, those of class {first!r} '
                              f'{shapes[first]}: resize them to one shape')
+
+
+def check_sampling(classes, way, shot, n_query, rotate, distortion):
+    """Refuses what `data.EpisodeSampler` could make no episodes of; the arguments and the ValueError are as there."""
+    if not 0 <= distortion <= MOST:
+        raise ValueError(f'distortion is {distortion}, but must be from 0 to {MOST}')
+    for setting, value, least in ('way', way, 2), ('shot', shot, 1), ('n_query', n_query, 1):
+        if not isinstance(value, numbers.Integral) or value < least:
+            raise ValueError(f'{setting} is {value!r}, but must be a whole number, at least {least}')
+    if not classes:
+        raise ValueError('there are no classes to sample from: load a data set that has some')
+    if len(classes) < way:
+        raise ValueError(f'{way}-way episodes need {way} classes, but there are only {len(classes)}: '
+                         'lower the way, or load more classes')
+    for name, images in classes.items():
+        kind = getattr(images, 'dtype', f'a {type(images).__name__}')
+        if kind != np.uint8:
+            raise ValueError(f'the images of class {name!r} are {kind}: give an array of uint8, 0 to 255')
+        if not is_of_images(images.shape):
+            raise ValueError(f'the images of class {name!r} have shape {images.shape}: give (n_images, H, W), or '
+                             '(n_images, H, W, 3) in colour')
+    check_one_shape(classes, 'these classes')
+    small = [name for name, images in classes.items() if len(images) < shot + n_query]
+    if small:
+        raise ValueError(f'an episode needs shot + n_query = {shot + n_query} images of a class, but '
+                         f'{len(small)} of the {len(classes)} classes have fewer: {", ".join(small[:5])}'
+                         f'{", ..." if len(small) > 5 else ""}; lower shot or n_query')
+    if rotate:
+        for name, images in classes.items():
+            if images.shape[1] != images.shape[2]:
+                raise ValueError(f'the images of class {name!r} are {images.shape[1]}x{images.shape[2]}: '
+                                 'only square ones can be rotated; set rotate=False')
 
 
 def digest_of(source, *parts):
