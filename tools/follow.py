@@ -46,32 +46,14 @@ def started(folder, options):
         ValueError: the folder has no snapshot of such a run, or the data are others.
         OSError: something cannot be read.
     """
-    settings = run_settings(folder, train_omniglot.EARLIER)
-    if not {'split', 'variant'} <= set(settings) or not snapshots(folder):
-        raise ValueError(f'{folder} has no snapshot of a run of train_omniglot.py: give the folder of one that has')
     changed = {name: value for name in BUILT if (value := getattr(options, name)) is not None}
-    for some in settings, {**settings, **changed}:
-        check(some, train_omniglot.CHECKS)
-    if (settings['n_decay'] or settings['inverse_decay']) and options.alpha is None:
-        raise ValueError(f'the learning rate of the run in {folder} falls, which is not done here: give the one to go '
-                         'on with, --alpha')
-    if STEP % settings['n_episodes_per_update']:
-        raise ValueError(f'the run in {folder} takes {settings["n_episodes_per_update"]} episodes an update, of which '
-                         f'no number makes the {STEP} of a row: give another run')
-    *parts, source = data.omniglot(options.input_path, settings['split'])
-    source = tested_on(source, data.digest_of(source, *parts), settings)
-    if source != settings['data']:
-        raise ValueError(f'{folder} was trained on {settings["data"]}, not on {source}: put the data into '
-                         f'{options.input_path}, or name their folder in OMNIGLOT_DIR')
-    classes = data.turned(parts[0]) if settings['rotations'] == 'classes' else parts[0]
-    ways = settings['n_outputs_train'], *as_tuple(settings['n_outputs_test'])
-    model = train_omniglot.build({**settings, **changed}, ways)
+    settings = _settings(folder, changed, options.alpha)
+    model = train_omniglot.build({**settings, **changed},
+                                 (settings['n_outputs_train'], *as_tuple(settings['n_outputs_test'])))
     optimizer = chainer.optimizers.Adam(settings['alpha'], amsgrad=settings['amsgrad']).setup(model)
     optimizer.add_hook(Clipping(settings['clip'], settings['clipping'] == 'apart'))
-    sampler = data.EpisodeSampler(classes, settings['n_outputs_train'], settings['nb_samples_per_class'],
-                                  settings['n_queries'], rotate=settings['rotations'] == 'episode',
-                                  distortion=settings['distortion'])
-    updater = EpisodeUpdater(model, optimizer, sampler, STEP, settings['n_episodes_per_update'])
+    updater = EpisodeUpdater(model, optimizer, _sampler(folder, settings, options.input_path), STEP,
+                             settings['n_episodes_per_update'])
     snapshot = snapshots(folder)[0]
     try:
         updater.serialize(chainer.serializers.NpzDeserializer(read_npz(snapshot, 'take an earlier one'))['updater'])
@@ -85,6 +67,35 @@ def started(folder, options):
         for param in model.params():
             param.update_rule.state.setdefault('vhat', param.update_rule.state['v'].copy())
     return updater
+
+
+def _settings(folder, changed, alpha):
+    """The settings of the run in a folder; refuses a run that cannot be followed with what is `changed`."""
+    settings = run_settings(folder, train_omniglot.EARLIER)
+    if not {'split', 'variant'} <= set(settings) or not snapshots(folder):
+        raise ValueError(f'{folder} has no snapshot of a run of train_omniglot.py: give the folder of one that has')
+    for some in settings, {**settings, **changed}:
+        check(some, train_omniglot.CHECKS)
+    if (settings['n_decay'] or settings['inverse_decay']) and alpha is None:
+        raise ValueError(f'the learning rate of the run in {folder} falls, which is not done here: give the one to go '
+                         'on with, --alpha')
+    if STEP % settings['n_episodes_per_update']:
+        raise ValueError(f'the run in {folder} takes {settings["n_episodes_per_update"]} episodes an update, of which '
+                         f'no number makes the {STEP} of a row: give another run')
+    return settings
+
+
+def _sampler(folder, settings, input_path):
+    """The sampler of a run's episodes; refuses other data than the run's."""
+    *parts, source = data.omniglot(input_path, settings['split'])
+    source = tested_on(source, data.digest_of(source, *parts), settings)
+    if source != settings['data']:
+        raise ValueError(f'{folder} was trained on {settings["data"]}, not on {source}: put the data into '
+                         f'{input_path}, or name their folder in OMNIGLOT_DIR')
+    classes = data.turned(parts[0]) if settings['rotations'] == 'classes' else parts[0]
+    return data.EpisodeSampler(classes, settings['n_outputs_train'], settings['nb_samples_per_class'],
+                               settings['n_queries'], rotate=settings['rotations'] == 'episode',
+                               distortion=settings['distortion'])
 
 
 def follow(updater, n_episodes):
