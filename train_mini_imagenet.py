@@ -102,6 +102,9 @@ TEST_SETTINGS = ('evaluate_on', 'views', 'seed', 'n_outputs_test', 'nb_samples_p
 SIZES = {'n_filters': 32, 'n_slow': 3, 'n_steps': 10}
 PAPER = 49.21  # 5-way 1-shot, table 2, in %
 
+# Below, the constants above are what this call of `main` was told; `settings` and `trained` are of a model, as its file
+# keeps them.
+
 
 def build(settings, ways):
     """The untrained model of a script's settings and the kind of images, with softmax layers for `ways`."""
@@ -111,8 +114,8 @@ def build(settings, ways):
     held = scales(settings)
     mlp, cnn = (ScaledMLP, ScaledCNN) if held else (MLP, CNN)
     base = mlp(embed.n_out, **held) if on_keys else cnn(settings['n_filters'], **sizes, **held)
-    metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
-    return metanet(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
+    kind = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
+    return kind(base, embed, ways, settings['n_steps'], base_on_keys=on_keys)
 
 
 def usual_classes(settings):
@@ -138,32 +141,32 @@ def train_model(settings):
         settings = dict(settings, data=source, data_digest=digest, channels=channels, image_size=image_size)
 
         np.random.seed(seed)
-        metanet = build(settings, (n_outputs_train, n_outputs_test))
+        net = build(settings, (n_outputs_train, n_outputs_test))
         if initialisation == 'uniform':
-            metanet.initialize_uniform(seed, way=n_outputs_train)
-        metanet.initialize_inserted(n_outputs_train, seed, inserted_scale)
+            net.initialize_uniform(seed, way=n_outputs_train)
+        net.initialize_inserted(n_outputs_train, seed, inserted_scale)
         if start_from:
-            take_weights(out, start_from, load, metanet, settings)
-        metanet.to_device(device)
-        settings.update(class_names(metanet, usual_classes(settings)))
-        optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(metanet)
+            take_weights(out, start_from, load, net, settings)
+        net.to_device(device)
+        settings.update(class_names(net, usual_classes(settings)))
+        optimizer = chainer.optimizers.Adam(alpha, amsgrad=amsgrad).setup(net)
         optimizer.add_hook(Clipping(clip, clipping == 'apart'))
         claim(out, settings, EARLIER)
 
-    updater = EpisodeUpdater(metanet, optimizer, sampler, n_episodes, n_episodes_per_update)
+    updater = EpisodeUpdater(net, optimizer, sampler, n_episodes, n_episodes_per_update)
     trainer = training.Trainer(updater, Epochs(n_epoch), out)
     dev_tasks, test_tasks = f'dev/{n_outputs_test}-way', f'test/{n_outputs_test}-way'
-    models = {'last': metanet}
-    bests = {'last': Best(metanet, 'last', settings, os.path.join(out, 'best.npz'),
+    models = {'last': net}
+    bests = {'last': Best(net, 'last', settings, os.path.join(out, 'best.npz'),
                           f'{dev_tasks}/accuracy', test_tasks, test_sampler, n_test_episodes)}
     if average_decay:
-        average = Average(metanet, average_decay)
+        average = Average(net, average_decay)
         models['average'] = average.model
         bests['average'] = Best(average.model, 'average', settings, os.path.join(out, 'best_average.npz'),
                                 f'average/{dev_tasks}/accuracy', f'average/{test_tasks}', test_sampler,
                                 n_test_episodes)
         trainer.extend(average)
-    trainer.extend(Tasks(metanet, {dev_tasks: dev_sampler}, n_dev_episodes, same=True,
+    trainer.extend(Tasks(net, {dev_tasks: dev_sampler}, n_dev_episodes, same=True,
                          average=models.get('average'), watch=Health))
     for best in bests.values():
         trainer.extend(best)
@@ -196,12 +199,12 @@ def evaluate_model(settings, given):
         sampler = task_sampler(classes, 2, n_outputs_test, nb_samples_per_class_test, n_queries_test, device.xp)
         models = [load(evaluate, [n_outputs_test], inserted_scale, weights) for weights in trained['all_weights']]
     start = sampler.get_state()
-    for metanet, trained in models:
+    for net, trained in models:
         if views:
-            metanet.embed = Views(metanet.embed, views)
-        metanet.to_device(device)
+            net.embed = Views(net.embed, views)
+        net.to_device(device)
         sampler.set_state(start)
-        result = interval(100 * test(metanet, sampler, n_test_episodes, 'test')[:, 1])
+        result = interval(100 * test(net, sampler, n_test_episodes, 'test')[:, 1])
         sampler.set_state(start)
         tested = dict(trained, views=views, inserted_scale=inserted_scale)
         report(tested, source, sampler, result, classes=evaluate_on)

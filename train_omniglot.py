@@ -115,6 +115,9 @@ PAPER_ACROSS = {
     20: {5: 99.55, 10: 98.87, 15: 97.41},
 }
 
+# Below, the constants above are what this call of `main` was told; `settings` and `trained` are of a model, as its file
+# keeps them.
+
 
 def build(settings, ways):
     """The untrained model of a script's settings, with softmax layers for `ways`."""
@@ -124,8 +127,8 @@ def build(settings, ways):
     embed = CNN(settings['n_filters'], activation=None, **sizes)
     if settings['variant'] == 'MetaNet+':
         return MetaNetPlus(base, embed, ways, settings['n_steps'])
-    metanet = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
-    return metanet(base, embed, ways, settings['n_steps'], task_level=settings['variant'] == 'MetaNet')
+    kind = functools.partial(CentredMetaNet, centred=settings['centred']) if settings['centred'] else MetaNet
+    return kind(base, embed, ways, settings['n_steps'], task_level=settings['variant'] == 'MetaNet')
 
 
 def usual_classes(settings):

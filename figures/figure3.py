@@ -116,8 +116,8 @@ def build(settings, filters, number=0):
     """A model whose base learner has so many filters; another `number`, other initial weights."""
     np.random.seed([seed, number])
     sizes = {'in_channels': settings['channels'], 'image_size': settings['image_size']}
-    metanet = functools.partial(CentredMetaNet, centred=centred) if centred else MetaNet
-    model = metanet(CNN(filters, **sizes), CNN(n_filters, activation=None, **sizes), [n_outputs_train], n_steps)
+    kind = functools.partial(CentredMetaNet, centred=centred) if centred else MetaNet
+    model = kind(CNN(filters, **sizes), CNN(n_filters, activation=None, **sizes), [n_outputs_train], n_steps)
     if not number:
         model.initialize_uniform(seed)
     elif initialisation_fixed == 'uniform':
