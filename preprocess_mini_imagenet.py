@@ -180,13 +180,13 @@ def made_of(path):
     return None, ''
 
 
-def count_images(path, classes, size):
-    """Counts the images in a finished npz by its headers; InputError if it is not made of `classes`."""
+def count_images(path, classes, size, noted=None):
+    """Counts the images in a finished npz by its headers; InputError if it, or the `listing` noted, has others."""
     counts = {}
     with contextlib.suppress(ValueError, OSError), open_npz(path) as archive:
         counts = {label: header.shape[0] for label, header in archive.headers.items()
                   if header.dtype == np.uint8 and header.shape[1:] == (size, size, 3)}
-    same = made_of(path)[0] in (None, listing(classes, size))
+    same = noted in (None, listing(classes, size))
     if not same or counts.keys() != classes.keys() or not all(
             0 < n <= len(classes[label]) for label, n in counts.items()):
         raise InputError(f'{path} is there already, but is not what these split files give at size {size}')
@@ -201,8 +201,8 @@ def find_finished(splits, output, size):
         if not os.path.lexists(path):
             continue
         try:
-            source = made_of(path)[1]
-            say(f'{path} is there already: {len(classes)} classes, {count_images(path, classes, size)} of '
+            noted, source = made_of(path)
+            say(f'{path} is there already: {len(classes)} classes, {count_images(path, classes, size, noted)} of '
                 f'{sum(map(len, classes.values()))} images listed'
                 + (f', from {source}' if source else '; whether of these very names is not known')
                 + '. To make it again, remove it.')
