@@ -169,6 +169,29 @@ def sync_folder(path):
             os.close(descriptor)
 
 
+def walk(folder, onerror):
+    """Yields (place, names of what is no folder there) for a folder and all below it, linked ones, too, each once.
+
+    Args:
+        folder: its path.
+        onerror: function of the OSError of a folder that cannot be read.
+    """
+    seen = set()
+    for place, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        try:
+            status = os.stat(place)
+        except OSError as error:
+            folders.clear()
+            onerror(error)
+            continue
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that was there before
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders.sort(reverse=True)  # which of a folder and links to it comes first does not depend on the disk
+        yield place, sorted(names)
+
+
 def clear_strays(*paths):
     """Removes the temporary files that killed writers of the files `paths` have left.
 

@@ -14,6 +14,7 @@ import tarfile
 
 from tqdm import tqdm
 
+from sources.files import walk
 from sources.images import is_system_file
 from sources.splits import CSV_FILES, PICKLES, InputError, ending, known_counts, packing, pickle_advice, ranked, stop_on
 
@@ -247,21 +248,15 @@ def _walk(source, wanted):
         {base name: [path from `source` with /, ...]}.
         set: the paths, with `source`, of those that are no files.
     """
-    found, odd, folders, seen = {}, set(), [''], set()
-    while folders:
-        folder = folders.pop()
-        with contextlib.suppress(PermissionError):
-            status = os.stat(os.path.join(source, folder))
-            if (status.st_dev, status.st_ino) in seen:  # a link to a folder that is searched already
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(os.path.join(source, folder)) as entries:
-                for entry in sorted(entries, key=lambda entry: entry.name):
-                    path = folder + entry.name
-                    if os.path.isdir(entry.path):
-                        folders.append(path + '/')
-                    elif entry.name in wanted:
-                        found.setdefault(entry.name, []).append(path)
-                        if not os.path.isfile(entry.path):
-                            odd.add(os.path.join(source, path))
+    def onerror(error):
+        if not isinstance(error, PermissionError):
+            raise error
+
+    found, odd = {}, set()
+    for place, names in walk(source, onerror):
+        for name in wanted.intersection(names):
+            path = os.path.relpath(os.path.join(place, name), source).replace(os.sep, '/')
+            found.setdefault(name, []).append(path)
+            if not os.path.isfile(os.path.join(source, path)):
+                odd.add(os.path.join(source, path))
     return found, odd

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sources.archives import load_classes, save_classes
 from sources.checks import check_parts
-from sources.files import print_banner, printable, replacing
+from sources.files import print_banner, printable, replacing, walk
 from sources.synthetic import SIZE, synthetic_strokes
 
 OMNIGLOT_URL = 'https://github.com/brendenlake/omniglot/raw/master/python/'
@@ -274,7 +274,8 @@ def _read_source(path):
     """Decodes an official zip, or the folder extracted from it, into {'0709': uint8 (20, 28, 28)}."""
     zip_name = os.path.basename(path)
     if os.path.isdir(path):
-        names = [os.path.relpath(name, path).replace(os.sep, '/') for name in _files_below(path)]
+        names = [os.path.relpath(os.path.join(place, name), path).replace(os.sep, '/')
+                 for place, files in walk(path, _raise) for name in files]
         return _read_drawings(path, f'{zip_name}.zip', names, functools.partial(_read_file, path))
     try:
         with zipfile.ZipFile(path) as archive:
@@ -283,23 +284,8 @@ def _read_source(path):
         raise ValueError(f'{path} cannot be read, it seems damaged ({error}): {_fetch_anew(zip_name)}') from error
 
 
-def _files_below(path):
-    """Yields the paths of all files below a folder, those in linked folders, too.
-
-    Raises:
-        OSError: a folder cannot be read.
-    """
-    def refuse(error):
-        raise error
-
-    seen = set()
-    for place, folders, files in os.walk(path, onerror=refuse, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder above
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (os.path.join(place, name) for name in files)
+def _raise(error):
+    raise error
 
 
 def _read_file(folder, name):
